@@ -1,0 +1,310 @@
+"""What a role tells the configuration server (heartbeat) and is told by it (assignment, orders).
+
+Control is level-triggered: the *assignment* is the whole of what a component should be doing, sent whenever its
+generation changed; a component that was killed asks again and goes on. What has to happen once (freeze, roll back,
+release) is an *order*: it has an id, is repeated until its result arrived, and is idempotent.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+from failback.model.ids import ComponentId, DiskId, GroupId, MachineId, OrderId, PassId
+from failback.model.points import Gap, RecoveryPoint, ReplicaDisk
+from failback.model.policy import ReplicationPolicy
+
+
+class Role(enum.Enum):
+    CONFIGURATION_SERVER = "configuration-server"
+    PROCESS_SERVER = "process-server"
+    MASTER_TARGET = "master-target"
+    MOBILITY = "mobility"
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolment:
+    """Request body of ``POST /components/v1/enrol``. The private key never leaves the component."""
+
+    role: Role
+    hostname: str
+    csr_pem: str
+    hardware_id: str
+    """SMBIOS UUID, lower case; what tells a cloned or failed-back disk from the machine that was enrolled (D2)."""
+    version: str
+    passphrase: str = ""
+    token: str = ""
+    addresses: tuple[str, ...] = ()
+    """Names and addresses under which others reach a server role; they become the certificate's SANs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    component_id: ComponentId
+    certificate_pem: str
+    ca_pem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a data-plane server listens and whose certificate it must show."""
+
+    host: str
+    port: int
+    component_id: ComponentId
+
+
+# --- assignments: what a component should be doing ------------------------------------------------------------------
+
+
+class SyncMode(enum.Enum):
+    NONE = "none"
+    """The replica is known to be in step: only changes travel."""
+    COMPARE = "compare"
+    """Compare by hash, send what differs."""
+    FULL = "full"
+    """The replica's disk is new: send all that is not zero."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceDisk:
+    """A disk to capture. ``device_match`` is what the agent reported as ``DiskFacts.device_match``."""
+
+    disk_id: DiskId
+    index: int
+    device_match: str
+    size_bytes: int
+    sync: SyncMode
+
+
+@dataclass(frozen=True, slots=True)
+class MobilityAssignment:
+    """``active`` False: capture and send nothing (also the answer to a twin on other hardware, D2)."""
+
+    active: bool
+    machine_id: MachineId
+    epoch: int = 0
+    group_id: GroupId = GroupId("")
+    pass_id: PassId = PassId("")
+    """The sync pass to run under this epoch; a new id asks for a new pass. Empty: none."""
+    process_server: Endpoint | None = None
+    disks: tuple[SourceDisk, ...] = ()
+    batch_milliseconds: int = 250
+    batch_bytes: int = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedMachine:
+    machine_id: MachineId
+    epoch: int
+    master_target: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessServerAssignment:
+    """A machine that is not listed is refused and its spool deleted."""
+
+    machines: tuple[RoutedMachine, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaAssignment:
+    """A stream that the master target accepts: only this epoch, only from this process server."""
+
+    machine_id: MachineId
+    epoch: int
+    process_server_id: ComponentId
+    policy: ReplicationPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class MasterTargetAssignment:
+    replicas: tuple[ReplicaAssignment, ...] = ()
+
+
+# --- status: what a component sees ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class DiskFacts:
+    device: str
+    device_match: str
+    """Stable across boots and sides: serial, wwn or by-path name; the kernel name is the last resort."""
+    size_bytes: int
+    is_system: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SyncProgress:
+    disk_id: DiskId
+    bytes_total: int
+    bytes_compared: int
+    bytes_differing: int
+    bytes_sent: int
+    done: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LagFigures:
+    """Submit-to-landed lag of bytes, milliseconds, on the agent's own monotonic clock; since the epoch began."""
+
+    p50: float
+    p99: float
+    maximum: float
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class MobilityStatus:
+    capture: str = "idle"
+    """idle | starting | capturing | failed"""
+    capture_reason: str = ""
+    self_test: str = "not-run"
+    """not-run | passed | failed"""
+    disks: tuple[DiskFacts, ...] = ()
+    epoch: int = 0
+    pass_id: PassId = PassId("")
+    sync_done: bool = False
+    """The pass ``pass_id`` is over and its last re-read has landed: the replica is consistent."""
+    sync: tuple[SyncProgress, ...] = ()
+    sent_sequence: int = 0
+    spooled_sequence: int = 0
+    landed_sequence: int = 0
+    landed_ring: int = 0
+    backlog_bytes: int = 0
+    bytes_changed: int = 0
+    """Bytes written on the captured disks since the epoch began."""
+    bytes_sent: int = 0
+    """Bytes put on the wire since the epoch began."""
+    lag: LagFigures | None = None
+    gap: str = ""
+    freeze: str = ""
+    """Empty, or ``frozen`` while a lease is held."""
+    linked: bool = False
+    """The process server is connected."""
+    firmware: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SpooledMachine:
+    machine_id: MachineId
+    epoch: int
+    agent_connected: bool
+    master_target_connected: bool
+    spooled_sequence: int
+    landed_sequence: int
+    pending_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessServerStatus:
+    listen_port: int = 0
+    spool_capacity_bytes: int = 0
+    spool_free_bytes: int = 0
+    machines: tuple[SpooledMachine, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeFacts:
+    """A retention volume or a datastore on a master target. ``problem`` says why it may not be used (seed rows 54-58)."""
+
+    name: str
+    path: str
+    filesystem: str
+    capacity_bytes: int
+    free_bytes: int
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStatus:
+    machine_id: MachineId
+    state: str
+    """attached | rolled-back | released"""
+    epoch: int
+    incarnation: str
+    landed_sequence: int
+    landed_ring: int
+    applied_sequence: int
+    consistent: bool
+    gap: str = ""
+    gaps: tuple[Gap, ...] = ()
+    points: tuple[RecoveryPoint, ...] = ()
+    disks: tuple[ReplicaDisk, ...] = ()
+    journal_bytes: int = 0
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MasterTargetStatus:
+    listen_port: int = 0
+    retention_volumes: tuple[VolumeFacts, ...] = ()
+    datastores: tuple[VolumeFacts, ...] = ()
+    replicas: tuple[ReplicaStatus, ...] = ()
+
+
+# --- heartbeat ------------------------------------------------------------------------------------------------------
+
+
+class OrderState(enum.Enum):
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """``generation`` is that of the job that gave it: a component refuses one older than the newest it has seen."""
+
+    order_id: OrderId
+    kind: str
+    generation: int
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class OrderReport:
+    order_id: OrderId
+    state: OrderState
+    result: dict[str, Any] = field(default_factory=dict)
+    error: dict[str, str] | None = None
+    bytes_done: int = 0
+    bytes_total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Request body of ``POST /components/v1/heartbeat``; the answer is held up to ``wait_seconds`` for news."""
+
+    role: Role
+    hostname: str
+    version: str
+    hardware_id: str
+    boot_id: str
+    os_family: str
+    os_version: str
+    kernel: str
+    wall_ns: int
+    monotonic: float
+    addresses: tuple[str, ...]
+    status: dict[str, Any]
+    """The encoded status dataclass of the role."""
+    reports: tuple[OrderReport, ...] = ()
+    assignment_generation: int = 0
+    """The newest assignment that the component has taken; 0 after its start."""
+    wait_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatReply:
+    wall_ns: int
+    """The configuration server's wall time: for the clock-skew check."""
+    assignment_generation: int
+    assignment: dict[str, Any] | None = None
+    """The encoded assignment dataclass of the role when its generation is news; None otherwise."""
+    orders: tuple[Order, ...] = ()
+    """All orders of this component that are not finished, oldest first."""
+    known_as: str = "expected"
+    """``expected``, or ``other-hardware``: the certificate is right but the hardware is not that of the live side (D2)."""
