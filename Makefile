@@ -1,0 +1,48 @@
+# What a newcomer needs: `make demo` (the main job on this machine) and `make test`. The rest serves developers.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CAPTURE := src/failback/mobility/capture/capture.bpf.o
+
+.PHONY: demo test check format lint types unit bench docs build clean system-packages
+
+demo: $(VENV)/.ready $(CAPTURE)
+	$(BIN)/failback lab demo
+
+test: check
+	$(BIN)/pytest
+
+check: $(VENV)/.ready $(CAPTURE)
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.ready
+	$(BIN)/ruff format src tests
+	$(BIN)/ruff check --fix src tests
+
+lint types: check
+
+unit: $(VENV)/.ready $(CAPTURE)
+	$(BIN)/pytest tests/unit
+
+build: $(VENV)/.ready $(CAPTURE)
+	$(BIN)/python -m build
+
+# apt packages: see deploy/system-packages.sh, which says which and why, and refuses with a reason where it cannot work.
+system-packages .system-packages:
+	deploy/system-packages.sh
+	@touch .system-packages
+
+$(VENV)/.ready: pyproject.toml constraints.txt | .system-packages
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[server,kvm,dev]'
+	@touch $@
+
+$(CAPTURE): $(wildcard bpf/*) build_capture.py | .system-packages
+	$(PYTHON) build_capture.py
+
+clean:
+	rm -rf $(VENV) .system-packages build dist $(CAPTURE) .mypy_cache .ruff_cache .pytest_cache
