@@ -1,0 +1,12 @@
+"""Alembic's entry: runs the revisions on the connection that the caller put into the configuration."""
+
+from __future__ import annotations
+
+from alembic import context
+
+from failback.configuration_server.database.tables import metadata
+
+connection = context.config.attributes["connection"]
+context.configure(connection=connection, target_metadata=metadata, render_as_batch=True, compare_type=True)
+with context.begin_transaction():
+    context.run_migrations()
