@@ -1,0 +1,156 @@
+"""The state of a protected item: one table, one ``advance``.
+
+Theory. An item goes round a circle; the direction is a field beside the state, so the way home has the states of the
+way out. ``protectionState`` on the wire is the state's value (asr.md section 5.1)::
+
+    COMMITTED --reprotect-started--> REPLICATING --replica-consistent--> PROTECTED --failed-over--> COMMIT_PENDING
+        ^  ^---reprotect-abandoned-------'  ^                                                        |      |
+        |                                   '-----------------failover-cancelled---------------------'      |
+        '-------------------------------------------------failover-committed--------------------------------'
+
+``reprotect-started`` turns the direction; ``reprotect-abandoned`` turns it back. An imported item begins COMMITTED with
+direction TO_CLOUD: it failed over and runs in the cloud. The live side follows from state and direction: it is the
+source while the item replicates, the target after a failover. ``protection-disabled`` leaves every state but
+COMMIT_PENDING, where a disposable layer still has to be merged or dropped. In-progress phases are not states: they are
+the item's running job.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from failback.errors import ConflictError
+from failback.protection.operations import SPOKEN, Direction, Operation, Side
+
+
+class State(enum.Enum):
+    REPLICATING = "UnprotectedStatesBegin"
+    """Replication has begun; the replica is not consistent yet."""
+    PROTECTED = "Protected"
+    COMMIT_PENDING = "UnplannedFailoverCommitPendingStatesBegin"
+    COMMITTED = "UnplannedFailoverCommitted"
+    DISABLED = "Disabled"
+    """The end: the item is only kept for its history."""
+
+
+class Event(enum.Enum):
+    REPROTECT_STARTED = "reprotect-started"
+    REPROTECT_ABANDONED = "reprotect-abandoned"
+    REPLICA_CONSISTENT = "replica-consistent"
+    FAILED_OVER = "failed-over"
+    FAILOVER_COMMITTED = "failover-committed"
+    FAILOVER_CANCELLED = "failover-cancelled"
+    PROTECTION_DISABLED = "protection-disabled"
+
+
+INITIAL_STATE_OF_IMPORT = State.COMMITTED
+INITIAL_DIRECTION_OF_IMPORT = Direction.TO_CLOUD
+
+TABLE: dict[State, dict[Event, State]] = {
+    State.COMMITTED: {
+        Event.REPROTECT_STARTED: State.REPLICATING,
+        Event.PROTECTION_DISABLED: State.DISABLED,
+    },
+    State.REPLICATING: {
+        Event.REPLICA_CONSISTENT: State.PROTECTED,
+        Event.REPROTECT_ABANDONED: State.COMMITTED,
+        Event.PROTECTION_DISABLED: State.DISABLED,
+    },
+    State.PROTECTED: {
+        Event.FAILED_OVER: State.COMMIT_PENDING,
+        Event.PROTECTION_DISABLED: State.DISABLED,
+    },
+    State.COMMIT_PENDING: {
+        Event.FAILOVER_COMMITTED: State.COMMITTED,
+        Event.FAILOVER_CANCELLED: State.REPLICATING,
+    },
+    State.DISABLED: {},
+}
+
+OPERATIONS: dict[State, frozenset[Operation]] = {
+    State.COMMITTED: frozenset({Operation.REPROTECT, Operation.DISABLE}),
+    State.REPLICATING: frozenset({Operation.DISABLE}),
+    State.PROTECTED: frozenset({Operation.FAILOVER, Operation.DISABLE, Operation.CREATE_RECOVERY_POINT}),
+    State.COMMIT_PENDING: frozenset({Operation.COMMIT, Operation.CANCEL_FAILOVER}),
+    State.DISABLED: frozenset(),
+}
+
+_BECAUSE: dict[State, str] = {
+    State.COMMITTED: "the failover is committed and nothing replicates: reprotect first",
+    State.REPLICATING: "the replica is not consistent yet: wait until the first synchronisation is over",
+    State.PROTECTED: "the machine is protected and has not failed over",
+    State.COMMIT_PENDING: "a failover waits for its commit or cancel: do one of them first",
+    State.DISABLED: "the protection was disabled",
+}
+_DESCRIPTIONS: dict[State, str] = {
+    State.COMMITTED: "Failover committed",
+    State.REPLICATING: "Initial replication in progress",
+    State.PROTECTED: "Protected",
+    State.COMMIT_PENDING: "Failover completed",
+    State.DISABLED: "Protection disabled",
+}
+
+
+def advance(state: State, event: Event) -> State:
+    """The state after the event. Raises ConflictError when the table has no such step."""
+    after = TABLE[state].get(event)
+    if after is None:
+        raise ConflictError(
+            f"an item in state {state.value} cannot take the step {event.value}",
+            code="InvalidItemState",
+            remedy="look at the item's state and running job, then ask again",
+        )
+    return after
+
+
+def direction_after(direction: Direction, event: Event) -> Direction:
+    """The direction after the event: a reprotect turns it, an abandoned one turns it back."""
+    if event in (Event.REPROTECT_STARTED, Event.REPROTECT_ABANDONED):
+        return direction.reversed
+    return direction
+
+
+def live_side(state: State, direction: Direction) -> Side:
+    """Where the machine runs: the source while it replicates, the target after a failover."""
+    return direction.target if state in (State.COMMIT_PENDING, State.COMMITTED) else direction.source
+
+
+def active_location(state: State) -> str:
+    """``activeLocation`` on the wire: after a reprotect the roles have swapped, so a source is always Primary."""
+    return "Recovery" if state in (State.COMMIT_PENDING, State.COMMITTED) else "Primary"
+
+
+def description(state: State) -> str:
+    return _DESCRIPTIONS[state]
+
+
+def why_not(operation: Operation, state: State, direction: Direction, running_job: str = "") -> str:
+    """Why the operation is not allowed now, as a sentence for a person; empty when it is allowed.
+
+    ``running_job`` names the item's unfinished job, if any: only one job works on an item at a time.
+    """
+    spoken = SPOKEN[operation]
+    if operation not in OPERATIONS[state]:
+        return f"{spoken} is not possible now: {_BECAUSE[state]}."
+    if operation is Operation.REPROTECT and live_side(state, direction) is not Side.CLOUD:
+        return f"{spoken} is not possible now: the machine runs on premises; only cloud to on-premises is served."
+    if running_job:
+        return f"{spoken} is not possible now: {running_job} is working on the item; wait for it or cancel it."
+    return ""
+
+
+def allowed_operations(state: State, direction: Direction, running_job: str = "") -> tuple[Operation, ...]:
+    """What may be done now, in the enum's order."""
+    return tuple(operation for operation in Operation if not why_not(operation, state, direction, running_job))
+
+
+def require(operation: Operation, state: State, direction: Direction, running_job: str = "") -> None:
+    """Raise ConflictError with the reason unless the operation is allowed now."""
+    reason = why_not(operation, state, direction, running_job)
+    if reason:
+        allowed = ", ".join(SPOKEN[other].lower() for other in allowed_operations(state, direction, running_job))
+        raise ConflictError(
+            reason,
+            code="OperationNotAllowed",
+            remedy=f"allowed now: {allowed}" if allowed else "nothing is allowed now",
+        )

@@ -1,0 +1,106 @@
+"""The state table of an item: the circle closes, nothing leads out of it by accident, and refusals give their reason."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from failback.errors import ConflictError
+from failback.protection.operations import Direction, Operation, Side
+from failback.protection.states import (
+    INITIAL_DIRECTION_OF_IMPORT,
+    INITIAL_STATE_OF_IMPORT,
+    TABLE,
+    Event,
+    State,
+    active_location,
+    advance,
+    allowed_operations,
+    direction_after,
+    live_side,
+    require,
+    why_not,
+)
+
+
+def walk(*events: Event) -> tuple[State, Direction]:
+    state, direction = INITIAL_STATE_OF_IMPORT, INITIAL_DIRECTION_OF_IMPORT
+    for event in events:
+        state, direction = advance(state, event), direction_after(direction, event)
+    return state, direction
+
+
+def test_an_imported_item_runs_in_the_cloud_and_may_be_reprotected() -> None:
+    state, direction = walk()
+    assert live_side(state, direction) is Side.CLOUD
+    assert allowed_operations(state, direction) == (Operation.REPROTECT, Operation.DISABLE)
+    assert (state.value, active_location(state), direction.provider) == (
+        "UnplannedFailoverCommitted",
+        "Recovery",
+        "InMageAzureV2",
+    )
+
+
+def test_the_way_home_has_the_words_of_the_wire() -> None:
+    home = [Event.REPROTECT_STARTED, Event.REPLICA_CONSISTENT, Event.FAILED_OVER, Event.FAILOVER_COMMITTED]
+    seen = [
+        (s.value, active_location(s), d.provider, live_side(s, d)) for s, d in (walk(*home[:n]) for n in range(1, 5))
+    ]
+    assert seen == [
+        ("UnprotectedStatesBegin", "Primary", "InMage", Side.CLOUD),
+        ("Protected", "Primary", "InMage", Side.CLOUD),
+        ("UnplannedFailoverCommitPendingStatesBegin", "Recovery", "InMage", Side.ON_PREMISES),
+        ("UnplannedFailoverCommitted", "Recovery", "InMage", Side.ON_PREMISES),
+    ]
+
+
+def test_a_cancelled_failover_runs_in_the_cloud_again_and_replicates_anew() -> None:
+    state, direction = walk(
+        Event.REPROTECT_STARTED, Event.REPLICA_CONSISTENT, Event.FAILED_OVER, Event.FAILOVER_CANCELLED
+    )
+    assert state is State.REPLICATING
+    assert live_side(state, direction) is Side.CLOUD
+
+
+def test_an_abandoned_reprotect_leaves_the_item_as_it_was() -> None:
+    assert walk(Event.REPROTECT_STARTED, Event.REPROTECT_ABANDONED) == walk()
+
+
+@given(st.lists(st.sampled_from(list(Event)), max_size=30))
+def test_no_history_moves_the_live_side_except_a_failover_or_its_cancel(events: list[Event]) -> None:
+    state, direction = walk()
+    for event in events:
+        if event not in TABLE[state]:
+            with pytest.raises(ConflictError):
+                advance(state, event)
+            continue
+        before = live_side(state, direction)
+        state, direction = advance(state, event), direction_after(direction, event)
+        if state is State.DISABLED:
+            return
+        moved = live_side(state, direction) is not before
+        assert moved == (event in (Event.FAILED_OVER, Event.FAILOVER_CANCELLED))
+
+
+@pytest.mark.parametrize("state", list(State))
+@pytest.mark.parametrize("operation", list(Operation))
+def test_every_operation_is_allowed_or_says_why_not(state: State, operation: Operation) -> None:
+    reason = why_not(operation, state, Direction.TO_ON_PREMISES)
+    if operation in allowed_operations(state, Direction.TO_ON_PREMISES):
+        assert reason == ""
+        require(operation, state, Direction.TO_ON_PREMISES)
+    else:
+        assert reason.endswith(".")
+        with pytest.raises(ConflictError, match="not possible now"):
+            require(operation, state, Direction.TO_ON_PREMISES)
+
+
+def test_a_running_job_forbids_everything_and_is_named() -> None:
+    assert allowed_operations(State.PROTECTED, Direction.TO_ON_PREMISES, "job 7 (Failover)") == ()
+    assert "job 7 (Failover)" in why_not(
+        Operation.FAILOVER, State.PROTECTED, Direction.TO_ON_PREMISES, "job 7 (Failover)"
+    )
+
+
+def test_a_machine_that_is_home_is_not_reprotected_to_the_cloud_yet() -> None:
+    reason = why_not(Operation.REPROTECT, State.COMMITTED, Direction.TO_ON_PREMISES)
+    assert "runs on premises" in reason
