@@ -1,0 +1,124 @@
+"""A qcow2 image through qemu-storage-daemon: one daemon an image, NBD on a unix socket.
+
+The daemon holds QEMU's own image locks. It outlives a killed master target; the next opening finds it by its pid file
+(checked against the process's command line), stops it cleanly and starts a fresh one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from failback.block.faulty import Wrapping
+from failback.block.nbd import NbdDevice
+from failback.errors import ConflictError, NotSupportedError, StorageError
+
+_EXPORT = "disk"
+_START_SECONDS = 15.0
+
+
+class Qcow2Device(Wrapping):
+    """``runtime_directory`` holds the socket and the pid file; keep it short (108 bytes for a socket's path)."""
+
+    def __init__(self, path: Path, runtime_directory: Path) -> None:
+        self.path = path
+        runtime_directory.mkdir(parents=True, exist_ok=True)
+        name = hashlib.blake2b(str(path).encode(), digest_size=8).hexdigest()
+        self._socket = runtime_directory / f"{name}.sock"
+        self._pid_file = runtime_directory / f"{name}.pid"
+        _stop_left_over(self._pid_file, self._socket)
+        self._process = _start(path, self._socket)
+        self._pid_file.write_text(str(self._process.pid), encoding="ascii")
+        try:
+            super().__init__(self._connect())
+        except BaseException:
+            self._stop()
+            raise
+
+    def _connect(self) -> NbdDevice:
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            if self._process.poll() is not None:
+                reason = (
+                    (self._process.stderr.read() if self._process.stderr else b"").decode("utf-8", "replace").strip()
+                )
+                if "lock" in reason:
+                    raise ConflictError(f"{self.path} is in use: {reason}", code="DiskInUse",
+                                        remedy="power the on-premises machine off and try again")  # fmt: skip
+                raise StorageError(f"qemu-storage-daemon cannot open {self.path}: {reason}")
+            if self._socket.exists():
+                with contextlib.suppress(StorageError):
+                    return NbdDevice(self._socket, _EXPORT)
+            if time.monotonic() > deadline:
+                raise StorageError(f"qemu-storage-daemon did not serve {self.path} in {_START_SECONDS:.0f} s")
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        super().close()
+        self._stop()
+
+    def _stop(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stderr:
+            self._process.stderr.close()
+        self._pid_file.unlink(missing_ok=True)
+        self._socket.unlink(missing_ok=True)
+
+
+def _start(path: Path, socket_path: Path) -> subprocess.Popen[bytes]:
+    protocol = {"driver": "file", "node-name": "file", "filename": str(path), "locking": "on", "discard": "unmap"}
+    layer = {"driver": "qcow2", "node-name": "disk", "file": "file", "discard": "unmap"}
+    server = {"addr": {"type": "unix", "path": str(socket_path)}}
+    export = {"type": "nbd", "id": "export", "node-name": "disk", "name": _EXPORT, "writable": True}
+    command = ["qemu-storage-daemon"]
+    for option, value in (
+        ("--blockdev", protocol),
+        ("--blockdev", layer),
+        ("--nbd-server", server),
+        ("--export", export),
+    ):
+        command += [option, json.dumps(value)]
+    try:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                                start_new_session=True)  # fmt: skip
+    except FileNotFoundError as error:
+        raise NotSupportedError("qcow2 disks need qemu-storage-daemon", remedy="apt install qemu-system-x86") from error
+
+
+def _stop_left_over(pid_file: Path, socket_path: Path) -> None:
+    """End the daemon of a killed master target, if it still runs."""
+    with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):
+        pid = int(pid_file.read_text(encoding="ascii"))
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        if str(socket_path).encode() in command:
+            os.kill(pid, signal.SIGTERM)
+            deadline = time.monotonic() + 30
+            while Path(f"/proc/{pid}/cmdline").read_bytes() and time.monotonic() < deadline:
+                time.sleep(0.02)
+    socket_path.unlink(missing_ok=True)
+    pid_file.unlink(missing_ok=True)
+
+
+def create(path: Path, size_bytes: int) -> None:
+    """Create an empty qcow2 image. Raises StorageError with qemu-img's reason."""
+    done = subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", str(path), str(size_bytes)], capture_output=True, check=False
+    )
+    if done.returncode:
+        raise StorageError(f"cannot create {path}: {done.stderr.decode('utf-8', 'replace').strip()}")
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
