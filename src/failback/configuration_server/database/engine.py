@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.orm import Session
 
-from failback.errors import ConfigurationError
+from failback.errors import ConfigurationError, PeerError
 
 T = TypeVar("T")
 
@@ -36,6 +37,7 @@ class Database:
         if self.sqlite:
             event.listen(self.engine, "connect", _configure_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
+        self._writing = threading.Lock()
         self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="database")
 
     @classmethod
@@ -52,11 +54,24 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Session]:
         """One transaction: committed at the block's end, rolled back when it raises."""
-        with Session(self.engine, expire_on_commit=False) as session:
+        with self._alone(), Session(self.engine, expire_on_commit=False) as session:
             if self.sqlite:
                 session.connection(execution_options={"failback_write": True})
             yield session
             session.commit()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """SQLite has one writer at a time: threads queue here instead of polling its lock."""
+        if not self.sqlite:
+            yield
+            return
+        if not self._writing.acquire(timeout=BUSY_TIMEOUT_MILLISECONDS / 1000):
+            raise PeerError("the database is busy: another transaction of this process does not end")
+        try:
+            yield
+        finally:
+            self._writing.release()
 
     @contextmanager
     def read(self) -> Iterator[Session]:
