@@ -1,0 +1,1 @@
+"""What goes into the lab's guest: the workload, its units and the scripts around an app-consistent point."""
