@@ -31,10 +31,11 @@ def notify_ready() -> None:
         channel.sendto(b"READY=1", address)
 
 
-def run(main: Main) -> int:
+def run(main: Main, *, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> int:
     """Run ``main(stop)`` until it returns, fails, or a signal sets ``stop`` (then it has to return by itself)."""
     try:
-        asyncio.run(_guarded(main))
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(_guarded(main))
     except FailbackError as error:
         log.error(error.message, code=error.code, remedy=error.remedy)
         return 1

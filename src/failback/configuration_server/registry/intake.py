@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from failback.configuration_server.database import Database, items
 from failback.configuration_server.database.components import ComponentRow
 from failback.configuration_server.database.items import ItemRow
+from failback.configuration_server.database.jobs import JobRow
 from failback.configuration_server.database.orders import OrderRow
 from failback.configuration_server.registry import desired
 from failback.configuration_server.registry.news import News
@@ -146,13 +147,13 @@ class Registry:
         row = session.get(OrderRow, report.order_id)
         if row is None or row.component_id != component_id or row.finished():
             return False
-        if row.item_id is not None:
-            owner = session.get(ItemRow, row.item_id)
-            if owner is None or owner.generation > row.generation:
-                log.warning("result of a stale order refused", kind=row.kind, order_id=row.order_id)
-                stale = StaleEpochError(f"a newer job owns the item: the result of {row.kind} was not taken")
-                row.state, row.error, row.finished_wall_ns = OrderState.FAILED.value, stale.as_dict(), now
-                return True
+        if _is_stale(session, row):
+            if _has_owner(session, row):
+                return False  # the job that took over finds this order by its key, or replaces it
+            log.warning("result of a stale order refused", kind=row.kind, order_id=row.order_id)
+            stale = StaleEpochError(f"a newer job owned the item: the result of {row.kind} was not taken")
+            row.state, row.error, row.finished_wall_ns = OrderState.FAILED.value, stale.as_dict(), now
+            return True
         before = (row.state, row.bytes_done, row.bytes_total)
         row.state = report.state.value
         row.bytes_done, row.bytes_total = report.bytes_done, report.bytes_total
@@ -176,6 +177,21 @@ def _is_twin(row: ComponentRow, item: ItemRow | None, heartbeat: Heartbeat) -> b
     """Whether the heartbeat comes from other hardware than the one that may speak for this component (D2)."""
     expected = (item.live_hardware_id() if item is not None else "") or row.hardware_id
     return row.role == Role.MOBILITY.value and heartbeat.hardware_id.lower() != expected.lower()
+
+
+def _is_stale(session: Session, row: OrderRow) -> bool:
+    """Whether a newer owner of the item exists than the one which gave this order."""
+    if row.item_id is None:
+        return False
+    item = session.get(ItemRow, row.item_id)
+    return item is None or item.generation > row.generation
+
+
+def _has_owner(session: Session, row: OrderRow) -> bool:
+    """Whether an unfinished job has the order's item."""
+    item = session.get(ItemRow, row.item_id)
+    job = session.get(JobRow, item.current_job_id) if item is not None and item.current_job_id else None
+    return job is not None and not job.ended_wall_ns
 
 
 def _record_twin(row: ComponentRow, heartbeat: Heartbeat, now: int) -> None:

@@ -17,7 +17,7 @@ from failback.configuration_server.database import Database, components, items
 from failback.configuration_server.database.orders import OrderRow
 from failback.configuration_server.registry.news import News
 from failback.configuration_server.registry.waiting import Cancelled, wait_for
-from failback.errors import ConfigurationError, PeerError, from_dict
+from failback.errors import ConfigurationError, NotFoundError, PeerError, from_dict
 from failback.model.components import OrderReport, OrderState, Role
 from failback.model.ids import OrderId, new_id
 from failback.model.orders import KINDS
@@ -76,6 +76,8 @@ class Orders:
                 return existing.order_id
             existing.key = f"{existing.order_id} replaced"
             session.flush()
+        if item_id is not None:
+            self._supersede(session, component_id, kind, generation, item_id)
         row = OrderRow(
             order_id=new_id(), key=key, component_id=component_id, item_id=item_id, kind=kind, generation=generation,
             arguments=arguments, given_wall_ns=self._clock.wall_ns(),
@@ -84,11 +86,25 @@ class Orders:
         log.info("order given", kind=kind, order_id=row.order_id, component_id=component_id, generation=generation)
         return row.order_id
 
+    def _supersede(self, session: Session, component_id: str, kind: str, generation: int, item_id: str) -> None:
+        """An open order of the same kind by an older owner is taken back: one of a kind runs at a time."""
+        statement = select(OrderRow).where(
+            OrderRow.component_id == component_id, OrderRow.item_id == item_id, OrderRow.kind == kind,
+            OrderRow.generation < generation, OrderRow.finished_wall_ns == 0,
+        )  # fmt: skip
+        for row in session.scalars(statement):
+            self._end(row, "a newer job gave it again")
+
+    def _end(self, row: OrderRow, reason: str) -> None:
+        row.state = OrderState.FAILED.value
+        row.error = {"code": WITHDRAWN, "message": f"the order {row.kind} was withdrawn: {reason}"}
+        row.finished_wall_ns = self._clock.wall_ns()
+
     async def read(self, order_id: str) -> OrderReport:
-        """State, result and progress now. Raises KeyError for an unknown id."""
+        """State, result and progress now. Raises NotFoundError."""
         row = await self._database.look(lambda session: session.get(OrderRow, order_id))
         if row is None:
-            raise KeyError(order_id)
+            raise NotFoundError(f"there is no order {order_id!r}")
         return row.report()
 
     async def await_result(
@@ -105,7 +121,7 @@ class Orders:
         def look(session: Session) -> OrderRow | None:
             row = session.get(OrderRow, order_id)
             if row is None:
-                raise KeyError(order_id)
+                raise NotFoundError(f"there is no order {order_id!r}")
             if progress is not None and row.bytes_total:
                 progress(row.bytes_done, row.bytes_total)
             return row if row.finished() else None
@@ -141,9 +157,7 @@ class Orders:
             row = session.get(OrderRow, order_id)
             if row is None or row.finished():
                 return None
-            row.state = OrderState.FAILED.value
-            row.error = {"code": WITHDRAWN, "message": f"the order {row.kind} was withdrawn: {reason}"}
-            row.finished_wall_ns = self._clock.wall_ns()
+            self._end(row, reason)
             return row.component_id
 
         component_id = await self._database.run(work)
@@ -152,7 +166,7 @@ class Orders:
     def _describe(self, session: Session, order_id: str) -> tuple[str, str]:
         row = session.get(OrderRow, order_id)
         if row is None:
-            raise KeyError(order_id)
+            raise NotFoundError(f"there is no order {order_id!r}")
         component = components.get(session, row.component_id)
         return row.component_id, f"{component.role} {component.hostname} to finish {row.kind}"
 

@@ -32,7 +32,7 @@ def upgrade(engine: Engine) -> None:
             possible_causes="the configuration server was downgraded",
             remedy="install the version that wrote the database, or restore a copy taken before the upgrade",
         )
-    with engine.connect() as connection:
+    with engine.connect().execution_options(failback_write=True) as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         connection.commit()

@@ -7,6 +7,12 @@ from alembic import context
 from failback.configuration_server.database.tables import metadata
 
 connection = context.config.attributes["connection"]
-context.configure(connection=connection, target_metadata=metadata, render_as_batch=True, compare_type=True)
+context.configure(
+    connection=connection,
+    target_metadata=metadata,
+    render_as_batch=True,
+    compare_type=True,
+    transactional_ddl=True,  # SQLite too: the engine begins its transactions itself
+)
 with context.begin_transaction():
     context.run_migrations()

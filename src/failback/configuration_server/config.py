@@ -1,0 +1,61 @@
+"""The configuration server's TOML, as a frozen dataclass (see ``deploy/configuration-server.toml`` for a commented one)."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from failback.errors import ConfigurationError
+from failback.runtime import config
+
+
+class Site(enum.Enum):
+    """Which side of a failback a fabric is."""
+
+    ON_PREMISES = "onprem"
+    CLOUD = "cloud"
+
+
+@dataclass(frozen=True, slots=True)
+class FabricConfig:
+    """One ``[[fabrics]]`` table. ``datastores`` adds plain directories to those that the fabric itself lists."""
+
+    name: str
+    site: Site
+    driver: str = "kvm"
+    uri: str = "qemu:///system"
+    datastores: dict[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    state_directory: Path
+    database_url: str = ""
+    """Empty: one SQLite file in the state directory."""
+    listen_host: str = "0.0.0.0"
+    listen_port: int = 443
+    """0: any free port; ``listening.json`` in the state directory says which."""
+    addresses: tuple[str, ...] = ()
+    """Names and IP addresses under which others reach this server; they go into its certificate."""
+    fabrics: tuple[FabricConfig, ...] = ()
+    heartbeat_alarm_seconds: float = 60.0
+    """A component silent for longer is reported as lost."""
+    monitor_seconds: float = 5.0
+    """Pause between two passes of the monitors."""
+    crash_consistent_seconds: int = 300
+    """Distance of catalogued crash-consistent points under the failback policy."""
+    log_level: str = "INFO"
+    log_json: bool = False
+
+
+def load(path: Path) -> ServerConfig:
+    """Raises ConfigurationError."""
+    loaded = config.load(path, ServerConfig)
+    names = [fabric.name for fabric in loaded.fabrics]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise ConfigurationError(f"{path}: two fabrics are named {doubled[0]!r}", remedy="give each its own name")
+    if not 0 <= loaded.listen_port < 65536:
+        raise ConfigurationError(f"{path}: listen_port {loaded.listen_port} is not a TCP port")
+    return loaded

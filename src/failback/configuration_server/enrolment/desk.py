@@ -1,0 +1,163 @@
+"""Enrolling components: a signing request with the passphrase or a one-time token becomes a component and a certificate.
+
+Find-or-create: the same hardware in the same role gets the same component id again, with a new certificate; hardware that is
+the live side of an item (a machine that came home and was installed anew) gets its item's agent id. Every attempt is audited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from failback.configuration_server.database import Database, events
+from failback.configuration_server.database.access import audit
+from failback.configuration_server.database.components import ComponentRow, EnrolmentTokenRow, PassphraseRow
+from failback.configuration_server.database.items import ItemRow
+from failback.configuration_server.enrolment import secrets
+from failback.configuration_server.enrolment.authority import Authority, Issued
+from failback.configuration_server.registry.news import News
+from failback.errors import AuthenticationError, ConfigurationError
+from failback.model.components import Enrolled, Enrolment, Role
+from failback.model.ids import ComponentId, new_id
+from failback.runtime import logs
+from failback.runtime.clock import Clock, SystemClock
+
+log = logs.get(__name__)
+
+TOO_MANY_ATTEMPTS = "TooManyAttempts"
+TOKEN_LIFE_SECONDS = 24 * 3600.0
+
+
+class EnrolmentDesk:
+    def __init__(self, database: Database, news: News, authority: Authority, clock: Clock | None = None) -> None:
+        self._database = database
+        self._news = news
+        self._authority = authority
+        self._clock = clock or SystemClock()
+        self._limit = secrets.FailureLimit(self._clock)
+        self._hashing = asyncio.Semaphore(1)  # one argon2 at a time: it takes 19 MiB
+
+    async def enrol(self, request: Enrolment, address: str) -> Enrolled:
+        """Raises AuthenticationError (wrong secret; code TooManyAttempts when slowed down) and ConfigurationError."""
+        wait = self._limit.wait_seconds(address)
+        if wait > 0:
+            raise AuthenticationError(
+                f"too many failed enrolments from {address}: try again in {wait:.0f} s", code=TOO_MANY_ATTEMPTS
+            )
+        if request.role is Role.CONFIGURATION_SERVER:
+            raise ConfigurationError("a configuration server does not enrol at another one")
+        if not request.hardware_id or len(request.hardware_id) > 64 or len(request.hostname) > 255:
+            raise ConfigurationError("the enrolment lacks a usable hardware id or host name")
+        try:
+            await self._check_secret(request)
+        except AuthenticationError as error:
+            self._limit.failed(address)
+            log.warning("enrolment refused", address=address, hostname=request.hostname, reason=error.message)
+            reason = error.message
+            await self._database.run(lambda session: self._audit(session, request, address, "refused", reason))
+            raise
+        enrolled = await self._database.run(lambda session: self._enrol(session, request, address))
+        self._news.announce(enrolled.component_id)
+        log.info("enrolled", role=request.role.value, component_id=enrolled.component_id, hostname=request.hostname)
+        return enrolled
+
+    async def make_token(self, role: Role | None = None, life_seconds: float = TOKEN_LIFE_SECONDS) -> str:
+        """A one-time token; it is shown once and stored as a hash."""
+        token = secrets.new_token()
+        now = self._clock.wall_ns()
+        row = EnrolmentTokenRow(
+            token_id=new_id(), token_sha256=secrets.token_digest(token), role=role.value if role else "",
+            created_wall_ns=now, expires_wall_ns=now + int(life_seconds * 1e9),
+        )  # fmt: skip
+        await self._database.run(lambda session: session.add(row))
+        return token
+
+    async def _check_secret(self, request: Enrolment) -> None:
+        if request.token:
+            await self._database.look(lambda session: self._token(session, request))
+            return
+        if not request.passphrase:
+            raise AuthenticationError("the enrolment carries neither a passphrase nor a token", remedy=_REMEDY)
+        hashes = await self._database.look(_active_hashes)
+        async with self._hashing:
+            matches = [
+                await asyncio.to_thread(secrets.passphrase_matches, one, request.passphrase.strip()) for one in hashes
+            ]
+        if not any(matches):
+            raise AuthenticationError("the passphrase is wrong", remedy=_REMEDY)
+
+    def _token(self, session: Session, request: Enrolment) -> EnrolmentTokenRow:
+        digest = secrets.token_digest(request.token)
+        row = session.scalars(select(EnrolmentTokenRow).where(EnrolmentTokenRow.token_sha256 == digest)).first()
+        if row is None:
+            raise AuthenticationError("the enrolment token is not known", remedy=_REMEDY)
+        if row.expires_wall_ns <= self._clock.wall_ns():
+            raise AuthenticationError("the enrolment token has expired", remedy="make a new token")
+        if row.role and row.role != request.role.value:
+            raise AuthenticationError(f"the enrolment token is for a {row.role}", remedy="make a token for this role")
+        if row.used_wall_ns:
+            user = session.get(ComponentRow, row.used_by) if row.used_by else None
+            if user is None or (user.hardware_id, user.role) != (request.hardware_id.lower(), request.role.value):
+                raise AuthenticationError("the enrolment token was used already", remedy="make a new token")
+        return row
+
+    def _enrol(self, session: Session, request: Enrolment, address: str) -> Enrolled:
+        row = self._find_or_create(session, request)
+        if row.revoked:
+            raise AuthenticationError("this component was removed here", remedy="ask the administrator to readmit it")
+        issued: Issued = self._authority.issue(request.csr_pem, row.component_id, request.role, request.addresses)
+        row.hostname, row.version = request.hostname, request.version[:255]
+        row.addresses = list(request.addresses) or row.addresses
+        row.certificate_serial, row.certificate_expiry_wall_ns = issued.serial, issued.expiry_wall_ns
+        row.enrolled_wall_ns = self._clock.wall_ns()
+        session.flush()
+        if request.token:
+            token = self._token(session, request)
+            token.used_wall_ns, token.used_by = self._clock.wall_ns(), row.component_id
+        self._audit(session, request, address, "accepted", f"component {row.component_id}")
+        return Enrolled(ComponentId(row.component_id), issued.certificate_pem, self._authority.ca_pem)
+
+    def _find_or_create(self, session: Session, request: Enrolment) -> ComponentRow:
+        hardware_id = request.hardware_id.lower()
+        statement = select(ComponentRow).where(
+            ComponentRow.role == request.role.value, ComponentRow.hardware_id == hardware_id
+        )
+        row = session.scalars(statement).first()
+        if row is None and request.role is Role.MOBILITY:
+            row = _agent_of_live_side(session, hardware_id)
+        if row is not None:
+            return row
+        row = ComponentRow(
+            component_id=new_id(), role=request.role.value, hostname=request.hostname, hardware_id=hardware_id,
+            version=request.version[:255], addresses=list(request.addresses), status={}, twin_status={},
+        )  # fmt: skip
+        session.add(row)
+        events.record(
+            session, self._clock.wall_ns(), "ComponentEnrolled", f"The {request.role.value} {request.hostname} was enrolled.",
+            event_type="ServerHealth", component_id=row.component_id, subject=request.hostname,
+        )  # fmt: skip
+        return row
+
+    def _audit(self, session: Session, request: Enrolment, address: str, outcome: str, detail: str) -> None:
+        target = f"{request.role.value} {request.hostname}"
+        audit(session, self._clock.wall_ns(), request.hardware_id, "enrol", target, address=address, outcome=outcome,
+              detail=detail)  # fmt: skip
+
+
+_REMEDY = "copy the passphrase from the configuration server's state directory (enrolment-passphrase)"
+
+
+def _active_hashes(session: Session) -> list[str]:
+    return list(session.scalars(select(PassphraseRow.argon2_hash).where(PassphraseRow.retired_wall_ns == 0)))
+
+
+def _agent_of_live_side(session: Session, hardware_id: str) -> ComponentRow | None:
+    """The agent of the one item whose live side is this hardware."""
+    statement = select(ItemRow).where(
+        ItemRow.machine_id.is_not(None),
+        (ItemRow.cloud_hardware_id == hardware_id) | (ItemRow.on_premises_hardware_id == hardware_id),
+    )
+    found = [item for item in session.scalars(statement) if item.live_hardware_id().lower() == hardware_id]
+    return session.get(ComponentRow, found[0].machine_id) if len(found) == 1 else None

@@ -1,0 +1,111 @@
+"""The components' own HTTP API: ``POST /components/v1/enrol`` and ``POST /components/v1/heartbeat``.
+
+Bodies are the encoded dataclasses of :mod:`failback.model.components`. A heartbeat needs a client certificate of our CA;
+enrolment carries its secret in the body. Errors are ``{"error": FailbackError.as_dict()}``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from failback.configuration_server.enrolment.desk import TOO_MANY_ATTEMPTS, EnrolmentDesk
+from failback.configuration_server.registry import Registry
+from failback.errors import (
+    AuthenticationError,
+    ConfigurationError,
+    ConflictError,
+    FailbackError,
+    NotFoundError,
+    PeerError,
+    StaleEpochError,
+)
+from failback.model.components import Enrolment, Heartbeat
+from failback.runtime import records
+from failback.runtime.clock import Clock
+from failback.transport.identity import PeerIdentity
+
+T = TypeVar("T")
+
+PEER = "failback.peer"
+"""ASGI scope key: PeerIdentity of the client certificate, or None."""
+ROUND_TRIP = "failback.round_trip_seconds"
+"""ASGI scope key: the connection's smoothed round trip as the kernel measures it."""
+
+LARGEST_BODY_BYTES = 8 << 20
+
+
+def component_router(desk: EnrolmentDesk, registry: Registry, clock: Clock) -> APIRouter:
+    router = APIRouter(prefix="/components/v1")
+
+    @router.post("/enrol")
+    async def enrol(request: Request) -> JSONResponse:
+        async def work() -> Any:
+            enrolment = await _body(request, Enrolment)
+            address = request.client.host if request.client else ""
+            return records.encode(await desk.enrol(enrolment, address))
+
+        return await _answer(work)
+
+    @router.post("/heartbeat")
+    async def heartbeat(request: Request) -> JSONResponse:
+        async def work() -> Any:
+            peer: PeerIdentity | None = request.scope.get(PEER)
+            if peer is None:
+                raise AuthenticationError(
+                    "a heartbeat needs the component's client certificate", remedy="enrol the component"
+                )
+            said = await _body(request, Heartbeat)
+            skew = (said.wall_ns - clock.wall_ns()) / 1e9 + request.scope.get(ROUND_TRIP, 0.0) / 2
+            if said.role is not peer.role:
+                raise AuthenticationError(f"the certificate is for a {peer.role.value}, not a {said.role.value}")
+            reply = await registry.heartbeat(peer.component_id, peer.role, said, skew_seconds=skew)
+            return records.encode(reply)
+
+        return await _answer(work)
+
+    return router
+
+
+async def _body(request: Request, kind: type[T]) -> T:
+    """The request's body, bounded and parsed. Raises ConfigurationError."""
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > LARGEST_BODY_BYTES:
+            raise ConfigurationError(f"the request is larger than {LARGEST_BODY_BYTES} bytes")
+    try:
+        table = json.loads(bytes(content))
+    except ValueError as error:
+        raise ConfigurationError(f"the request is not JSON: {error}") from error
+    return records.decode(table, kind, "request")
+
+
+async def _answer(work: Callable[[], Awaitable[Any]]) -> JSONResponse:
+    try:
+        return JSONResponse(await work())
+    except FailbackError as error:
+        return error_response(error)
+
+
+def status_of(error: FailbackError) -> int:
+    if error.code == TOO_MANY_ATTEMPTS:
+        return 429
+    statuses: tuple[tuple[type[FailbackError], int], ...] = (
+        (AuthenticationError, 401),
+        (ConfigurationError, 400),
+        (NotFoundError, 404),
+        (ConflictError, 409),
+        (StaleEpochError, 409),
+        (PeerError, 503),
+    )
+    return next((status for kind, status in statuses if isinstance(error, kind)), 500)
+
+
+def error_response(error: FailbackError) -> JSONResponse:
+    headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, AuthenticationError) else {}
+    return JSONResponse({"error": error.as_dict()}, status_of(error), headers)

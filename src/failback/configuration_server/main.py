@@ -1,0 +1,58 @@
+"""``failback serve configuration-server --config FILE``: the process.
+
+Opens everything, listens, tells systemd, and lives until a stop signal: first the long polls are answered, then the listener
+closes, then the background work ends. A hard kill instead loses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import uvloop
+
+from failback.configuration_server import app, serving
+from failback.configuration_server.config import ServerConfig, load
+from failback.errors import FailbackError
+from failback.runtime import logs, service
+
+log = logs.get(__name__)
+
+
+def serve(config_path: Path) -> int:
+    """Returns the process's exit status."""
+    logs.configure("configuration-server")
+    try:
+        config = load(config_path)
+    except FailbackError as error:
+        log.error(error.message, code=error.code, remedy=error.remedy)
+        return 1
+    logs.configure("configuration-server", level=config.log_level, as_json=config.log_json)
+    for library in ("alembic", "uvicorn"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    return service.run(lambda stop: run(config, stop), loop_factory=uvloop.new_event_loop)
+
+
+async def run(config: ServerConfig, stop: asyncio.Event) -> None:
+    """Serve until ``stop`` is set."""
+    assembled = await asyncio.to_thread(app.open_server, config)
+    try:
+        listening = serving.bind(config.listen_host, config.listen_port)
+        server = serving.server_for(assembled.application, assembled.installation)
+        async with asyncio.TaskGroup() as group:
+            serving_task = group.create_task(server.serve([listening]), name="https")
+            background = group.create_task(assembled.background(), name="background")
+            while not server.started and not serving_task.done():  # noqa: ASYNC110 - uvicorn has no event for it
+                await asyncio.sleep(0.01)
+            serving.describe(config.state_directory, listening)
+            service.notify_ready()
+            log.info("serving", address="{}:{}".format(*listening.getsockname()[:2]))
+            await stop.wait()
+            log.info("stopping")
+            assembled.news.close()
+            server.should_exit = True
+            await serving_task
+            background.cancel()
+    finally:
+        await asyncio.to_thread(assembled.close)
