@@ -71,7 +71,7 @@ def start_isolated(name: str, directory: Path, socket_directory: Path, log: Path
     return recorded
 
 
-def ensure_system_daemon(record: Callable[[Recorded], None]) -> None:
+def ensure_system_daemon(record: Callable[[Recorded], object]) -> None:
     """Find the host's libvirt daemon or start it; what was started is handed to ``record``."""
     if _answers("qemu:///system"):
         return
