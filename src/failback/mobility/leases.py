@@ -1,0 +1,157 @@
+"""Marks that need the machine to hold still: application-consistent points (D18) and the freeze lease of a failback (D20).
+
+Order of things: pre-script, wait until the stream has no gap, freeze, mark, (lease: landed, stay frozen), thaw,
+post-script. A lease's mark is begun at most once in the life of a boot: when the agent dies under a lease the watchdog
+thaws, and the repeated order fails with ``FreezeLeaseLost`` instead of freezing a second time behind the configuration
+server's back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from failback.errors import ConflictError, FailbackError, FreezeError
+from failback.mobility.config import MobilityConfig
+from failback.mobility.freeze import FreezePlan, Frozen, freeze, plan_for, run_script, sync_other
+from failback.mobility.memory import MemoryFile
+from failback.mobility.stream import Placed, Stream
+from failback.model.components import Order
+from failback.model.orders import AppConsistentMark, FreezeLease, Marked
+from failback.model.stream import MarkKind
+from failback.runtime import faults, logs, records
+
+log = logs.get(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What a mark needs of the running protection."""
+
+    stream: Stream
+    devices: tuple[str, ...]
+
+
+class Leases:
+    """Executes the orders; one at a time. ``running`` raises when nothing is being captured."""
+
+    def __init__(self, config: MobilityConfig, memory: MemoryFile, running: Callable[[], Running],
+                 changed: Callable[[], None]) -> None:  # fmt: skip
+        self._config = config
+        self._memory = memory
+        self._running = running
+        self._changed = changed
+        self._busy = asyncio.Lock()
+        self._hold: Frozen | None = None
+        self._after: asyncio.Task[None] | None = None
+
+    @property
+    def frozen(self) -> bool:
+        return self._hold is not None and not self._hold.ended.is_set()
+
+    async def app_consistent_mark(self, order: Order, progress: Callable[[int, int], None]) -> dict[str, Any]:
+        arguments = records.decode(order.arguments, AppConsistentMark, "app-consistent-mark")
+        async with self._busy:
+            self._refuse_while_frozen()
+            running = self._running()
+            deadline = time.monotonic() + max(arguments.limit_seconds, self._config.script_timeout_seconds)
+            plan = await asyncio.to_thread(plan_for, running.devices)
+            await self._script(self._config.pre_script, "app-consistent")
+            try:
+                await _until_quiet(running.stream, deadline)
+                hold = await freeze(plan, arguments.limit_seconds)
+                faults.point("mobility.frozen")
+                try:
+                    placed = await running.stream.mark(MarkKind.APP_CONSISTENT, arguments.mark_id, hold.check)
+                    hold.check()
+                finally:
+                    await hold.thaw()
+            finally:
+                await self._script(self._config.post_script, "app-consistent")
+            return self._marked(order, placed, running, hold.frozen_seconds, plan)
+
+    async def freeze_lease(self, order: Order, progress: Callable[[int, int], None]) -> dict[str, Any]:
+        arguments = records.decode(order.arguments, FreezeLease, "freeze-lease")
+        async with self._busy:
+            self._refuse_while_frozen()
+            if arguments.mark_id in self._memory.value.lease_marks:
+                raise FreezeError("this freeze lease was begun before and was lost", code="FreezeLeaseLost",
+                                  possible_causes="the mobility service was restarted under the lease",
+                                  remedy="repeat the failback: it gives a new mark", retryable=True)  # fmt: skip
+            running = self._running()
+            self._memory.update(lease_marks=(*self._memory.value.lease_marks[-15:], arguments.mark_id))
+            plan = await asyncio.to_thread(plan_for, running.devices)
+            deadline = time.monotonic() + arguments.lease_seconds
+            await self._script(self._config.pre_script, "failback")
+            try:
+                await _until_quiet(running.stream, deadline)
+                await asyncio.to_thread(sync_other, plan.not_freezable)
+                hold = await freeze(plan, max(1.0, deadline - time.monotonic()))
+                faults.point("mobility.frozen")
+                try:
+                    placed = await running.stream.mark(MarkKind.FINAL, arguments.mark_id, hold.check)
+                    await running.stream.landed(placed.sequence, hold.check)
+                except BaseException:
+                    await hold.thaw()
+                    raise
+            except BaseException:
+                with contextlib.suppress(FreezeError):
+                    await self._script(self._config.post_script, "failback-cancelled")
+                raise
+            self._hold = hold
+            self._after = asyncio.create_task(self._after_lease(hold), name="freeze lease")
+            self._changed()
+            return self._marked(order, placed, running, 0.0, plan)
+
+    async def thaw(self, order: Order, progress: Callable[[int, int], None]) -> dict[str, Any]:
+        await self.end()
+        return {}
+
+    async def end(self) -> None:
+        """Thaw if a lease is held; returns when the post-script ran."""
+        if self._hold is not None:
+            await self._hold.thaw()
+        if self._after is not None:
+            await self._after
+            self._after = None
+
+    async def _after_lease(self, hold: Frozen) -> None:
+        await hold.ended.wait()
+        self._changed()
+        try:
+            await self._script(self._config.post_script, "failback-cancelled")
+        except FailbackError as error:
+            log.error("the post-script failed", reason=error.message, remedy=error.remedy)
+
+    async def _script(self, script: str, occasion: str) -> None:
+        await run_script(script, occasion, limit_seconds=self._config.script_timeout_seconds)
+
+    def _refuse_while_frozen(self) -> None:
+        if self.frozen:
+            raise ConflictError("a freeze lease is held", remedy="wait for its end, or thaw first")
+
+    def _marked(self, order: Order, placed: Placed, running: Running, frozen_seconds: float,
+                plan: FreezePlan) -> dict[str, Any]:  # fmt: skip
+        marked = Marked(
+            mark_id=order.arguments["mark_id"], epoch=running.stream.assignment.epoch, sequence=placed.sequence,
+            ring=placed.ring, frozen_milliseconds=round(frozen_seconds * 1000, 3), not_frozen=plan.not_freezable,
+        )  # fmt: skip
+        encoded: dict[str, Any] = records.encode(marked)
+        return encoded
+
+
+async def _until_quiet(stream: Stream, deadline: float) -> None:
+    """Wait for the stream to have no gap, before the machine is held still for it."""
+    while stream.gap or not stream.linked:
+        if time.monotonic() > deadline:
+            raise FreezeError(
+                f"no consistent mark is possible now: {stream.gap or 'the process server is not connected'}",
+                possible_causes="a comparison is running, the ring overflowed, or the link is down",
+                remedy="wait until the item is protected without a gap",
+                retryable=True,
+            )
+        await asyncio.sleep(0.1)

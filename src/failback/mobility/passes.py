@@ -1,0 +1,144 @@
+"""A pass over the disks: which blocks to compare next, what was answered, how far it is (D8, D12). Pure.
+
+COMPARE disks: digests of chunks travel in the stream, a bounded number unanswered; differing blocks become dirty and the
+ordinary re-read rounds send them. FULL disks: all blocks become dirty at once. The reading is over when every chunk is
+answered; the pass is over when, after that, a batch without a gap has landed. A digest that landed and was not answered in
+time (a master target that died between the two) is asked again: comparing twice changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from failback.model.components import SourceDisk, SyncMode, SyncProgress
+from failback.model.ids import PassId
+from failback.model.stream import BLOCK_BYTES
+from failback.protocol.messages import DigestReply
+
+CHUNK_BLOCKS = 512
+MOST_UNANSWERED = 8
+ANSWER_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    disk_index: int
+    first_block: int
+    count: int
+
+
+@dataclass(slots=True)
+class DiskPass:
+    disk: SourceDisk
+    mode: SyncMode
+    next_block: int = 0
+    answered_blocks: int = 0
+    differing_blocks: int = 0
+    sent_bytes: int = 0
+    again: deque[Chunk] = field(default_factory=deque)
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.disk.size_bytes // BLOCK_BYTES)
+
+    @property
+    def read(self) -> bool:
+        return self.mode is not SyncMode.COMPARE or self.answered_blocks >= self.blocks
+
+    def progress(self, done: bool) -> SyncProgress:
+        total = self.disk.size_bytes
+        if self.mode is SyncMode.COMPARE:
+            compared = min(total, self.answered_blocks * BLOCK_BYTES)
+        else:
+            compared = total if done else min(total, self.sent_bytes)
+        return SyncProgress(
+            disk_id=self.disk.disk_id, bytes_total=total, bytes_compared=compared,
+            bytes_differing=min(total, self.differing_blocks * BLOCK_BYTES), bytes_sent=self.sent_bytes, done=done,
+        )  # fmt: skip
+
+
+@dataclass(slots=True)
+class _Unanswered:
+    chunk: Chunk
+    landed_at: float | None = None
+
+
+class SyncPass:
+    """One pass under one id. ``begin_at`` (blocks answered before a restart, by disk index) lets it go on."""
+
+    def __init__(self, pass_id: PassId, modes: Sequence[tuple[SourceDisk, SyncMode]],
+                 begin_at: dict[int, int] | None = None) -> None:  # fmt: skip
+        self.pass_id = pass_id
+        self.disks = {disk.index: DiskPass(disk, mode) for disk, mode in modes if mode is not SyncMode.NONE}
+        for index, block in (begin_at or {}).items():
+            if index in self.disks:
+                state = self.disks[index]
+                state.next_block = state.answered_blocks = min(block, state.blocks)
+        self._unanswered: dict[int, _Unanswered] = {}
+
+    @property
+    def read(self) -> bool:
+        """Every chunk is answered: what remains is to send the dirty blocks."""
+        return all(state.read for state in self.disks.values())
+
+    def next_chunk(self) -> Chunk | None:
+        """What to hash next; None when nothing is left or enough is unanswered. The chunk counts as taken."""
+        if len(self._unanswered) >= MOST_UNANSWERED:
+            return None
+        for state in self.disks.values():
+            if state.mode is not SyncMode.COMPARE:
+                continue
+            if state.again:
+                return state.again.popleft()
+            if state.next_block < state.blocks:
+                count = min(CHUNK_BLOCKS, state.blocks - state.next_block)
+                chunk = Chunk(state.disk.index, state.next_block, count)
+                state.next_block += count
+                return chunk
+        return None
+
+    def put_back(self, chunk: Chunk) -> None:
+        """The chunk was taken and not sent."""
+        self.disks[chunk.disk_index].again.append(chunk)
+
+    def sent(self, sequence: int, chunk: Chunk) -> None:
+        self._unanswered[sequence] = _Unanswered(chunk)
+
+    def landed(self, sequence: int, now: float) -> None:
+        """Items up to ``sequence`` landed: answers are due. Chunks whose answer is overdue are taken up again."""
+        for number, waiting in list(self._unanswered.items()):
+            if number <= sequence and waiting.landed_at is None:
+                waiting.landed_at = now
+            elif waiting.landed_at is not None and now - waiting.landed_at > ANSWER_SECONDS:
+                del self._unanswered[number]
+                self.put_back(waiting.chunk)
+
+    def answered(self, reply: DigestReply) -> Chunk | None:
+        """Take a reply; the chunk whose differing blocks are to be marked, or None for one that nobody waits for."""
+        waiting = self._unanswered.pop(reply.sequence, None)
+        if waiting is None:
+            return None
+        state = self.disks[waiting.chunk.disk_index]
+        state.answered_blocks += waiting.chunk.count
+        state.differing_blocks += int.from_bytes(reply.differing, "little").bit_count()
+        return waiting.chunk
+
+    def reread_sent(self, disk_index: int, sent_bytes: int) -> None:
+        if disk_index in self.disks:
+            self.disks[disk_index].sent_bytes += sent_bytes
+
+    def resume_blocks(self) -> dict[int, int]:
+        """For each disk the block below which everything is answered (a restart goes on there)."""
+        low: dict[int, int] = {}
+        for index, state in self.disks.items():
+            open_blocks = [
+                item.chunk.first_block for item in self._unanswered.values() if item.chunk.disk_index == index
+            ]
+            open_blocks += [chunk.first_block for chunk in state.again]
+            low[index] = min([state.next_block, *open_blocks])
+        return low
+
+    def progress(self, done: bool) -> tuple[SyncProgress, ...]:
+        return tuple(state.progress(done) for state in self.disks.values())

@@ -1,0 +1,279 @@
+"""Makes the machine follow its assignment (D2): captures and sends nothing until told so, and what it is told then.
+
+One loop (:meth:`Reconciler.run`) owns the capture: it opens the session on the assigned disks, proves it by a self-test, runs
+the stream, and begins anew when the assignment changes or something failed. An inactive assignment ends the capture and
+removes its pins; no assignment at all (a restarted agent whose configuration server is away) leaves them as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from failback.errors import ConflictError, FailbackError, NotSupportedError
+from failback.mobility import facts
+from failback.mobility.capture.session import CaptureSession
+from failback.mobility.capture.values import CaptureDisk, SelfTest
+from failback.mobility.config import MobilityConfig
+from failback.mobility.leases import Leases, Running
+from failback.mobility.memory import MemoryFile
+from failback.mobility.selftest import self_test_without_capture
+from failback.mobility.stream import Stream
+from failback.model import orders
+from failback.model.components import DiskFacts, MobilityAssignment, MobilityStatus, Order
+from failback.model.orders import Probe, ProbeResult, SelfTestResult
+from failback.runtime import logs, records
+from failback.transport.identity import Identity
+
+log = logs.get(__name__)
+
+RETRY_SECONDS = 5.0
+PROBE_SECONDS = 5.0
+
+OrderWork = Callable[[Order, Callable[[int, int], None]], Awaitable[dict[str, Any]]]
+
+
+@dataclass(slots=True)
+class _State:
+    capture: str = "idle"
+    reason: str = ""
+    self_test: str = "not-run"
+
+
+class Reconciler:
+    """``apply`` takes an assignment, ``status`` says how things are, ``orders`` are what it executes."""
+
+    def __init__(self, config: MobilityConfig, identity: Identity, changed: Callable[[], None]) -> None:
+        self._config = config
+        self._identity = identity
+        self._changed = changed
+        self._memory = MemoryFile(config.runtime_directory)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="capture")
+        self._state = _State()
+        self._wanted: MobilityAssignment | None = None
+        self._news = asyncio.Event()
+        self._stream: Stream | None = None
+        self._session: CaptureSession | None = None
+        self._devices: dict[int, str] = {}
+        self._disks: tuple[DiskFacts, ...] = ()
+        self._firmware = facts.firmware()
+        self._leases = Leases(config, self._memory, self._running, changed)
+
+    # --- for the control loop ---------------------------------------------------------------------------------------
+
+    async def apply(self, assignment: MobilityAssignment) -> None:
+        """Take the newest assignment; the loop follows it."""
+        if assignment != self._wanted:
+            self._wanted = assignment
+            self._news.set()
+
+    def orders(self) -> dict[str, OrderWork]:
+        return {
+            orders.PROBE: self._probe,
+            orders.SELF_TEST: self._self_test,
+            orders.APP_CONSISTENT_MARK: self._leases.app_consistent_mark,
+            orders.FREEZE_LEASE: self._leases.freeze_lease,
+            orders.THAW: self._leases.thaw,
+        }
+
+    def status(self) -> MobilityStatus:
+        state, stream, wanted = self._state, self._stream, self._wanted
+        basic = MobilityStatus(
+            capture=state.capture, capture_reason=state.reason, self_test=state.self_test, disks=self._disks,
+            freeze="frozen" if self._leases.frozen else "", firmware=self._firmware,
+        )  # fmt: skip
+        if stream is None or wanted is None:
+            return basic
+        return MobilityStatus(
+            capture=state.capture, capture_reason=stream.problem or state.reason, self_test=state.self_test,
+            disks=self._disks, epoch=stream.assignment.epoch, pass_id=stream.assignment.pass_id,
+            sync_done=stream.pass_done, sync=stream.progress(), sent_sequence=stream.sent_sequence,
+            spooled_sequence=stream.spooled_sequence, landed_sequence=stream.landed_sequence,
+            landed_ring=stream.landed_ring, backlog_bytes=stream.backlog_bytes, bytes_changed=stream.bytes_changed,
+            bytes_sent=stream.bytes_sent, lag=stream.figures(), gap=stream.gap, freeze=basic.freeze,
+            linked=stream.linked, firmware=self._firmware,
+        )  # fmt: skip
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until cancelled. Leaves the capture going in the kernel: a restarted agent goes on from it (D11)."""
+        self._disks = await asyncio.to_thread(facts.disks, self._config.disks, self._config.exclude_disks)
+        self._changed()
+        try:
+            if self._wanted is None:
+                await self._first_self_test()
+            while True:
+                self._news.clear()
+                wanted = self._wanted
+                if wanted is None:
+                    await self._news.wait()
+                elif not wanted.active or wanted.process_server is None:
+                    await self._end_capture()
+                    await self._news.wait()
+                else:
+                    await self._protect(wanted)
+        finally:
+            await self._leases.end()
+            await asyncio.shield(self._close())
+            self._thread.shutdown(wait=True)
+
+    async def _protect(self, wanted: MobilityAssignment) -> None:
+        """Run the stream until the assignment changes; a failure is shown, and tried again after a pause."""
+        try:
+            stream = await self._open(wanted)
+            running = asyncio.create_task(stream.run(), name="stream")
+            news = asyncio.create_task(self._news.wait(), name="assignment")
+            try:
+                await asyncio.wait({running, news}, return_when=asyncio.FIRST_COMPLETED)
+                if running.done():
+                    await running
+            finally:
+                for task in (running, news):
+                    task.cancel()
+                await asyncio.gather(running, news, return_exceptions=True)
+                self._stream = None
+                await self._close()
+        except (FailbackError, OSError, BaseExceptionGroup) as error:
+            self._fail(error)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RETRY_SECONDS):
+                    await self._news.wait()
+
+    def _fail(self, error: BaseException) -> None:
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        reason = error.message if isinstance(error, FailbackError) else repr(error)
+        remedy = error.remedy if isinstance(error, FailbackError) else ""
+        if not isinstance(error, (FailbackError, OSError)):
+            log.error("the stream stopped unexpectedly", error=repr(error))
+            raise error
+        if reason != self._state.reason:
+            log.error("protection is interrupted", reason=reason, remedy=remedy)
+        self._state.capture, self._state.reason = "failed", f"{reason}. {remedy}".strip()
+        self._changed()
+
+    async def _open(self, wanted: MobilityAssignment) -> Stream:
+        self._state.capture, self._state.reason = "starting", ""
+        self._disks = await asyncio.to_thread(facts.disks, self._config.disks, self._config.exclude_disks)
+        by_match = {disk.device_match: disk for disk in self._disks}
+        capture_disks = []
+        for disk in wanted.disks:
+            found = by_match.get(disk.device_match)
+            if found is None or found.size_bytes != disk.size_bytes:
+                raise NotSupportedError(
+                    f"disk {disk.device_match} of {disk.size_bytes} bytes is not on this machine as it was assigned",
+                    possible_causes="it was removed, replaced or resized",
+                    remedy="bring the disk back, or protect the machine anew",
+                )
+            capture_disks.append(CaptureDisk(disk.index, found.device, disk.size_bytes))
+        self._devices = {disk.index: disk.device for disk in capture_disks}
+        session = await self._call(self._open_session, capture_disks)
+        self._session = session
+        if not session.reattached:
+            result = await self._call(session.self_test, None)
+            self._note_self_test(result)
+            if not result.passed:
+                await self._end_capture()
+                raise NotSupportedError(
+                    f"the capture's self-test failed: {result.detail}",
+                    remedy="report kernel version and this sentence; nothing is captured",
+                )
+        self._state.capture = "capturing"
+        self._stream = Stream(
+            session, self._thread, wanted, devices=self._devices, identity=self._identity, memory=self._memory,
+            compression=self._config.compression, window_bytes=self._config.unacknowledged_megabytes << 20,
+            changed=self._changed,
+        )  # fmt: skip
+        self._changed()
+        return self._stream
+
+    def _open_session(self, disks: list[CaptureDisk]) -> CaptureSession:
+        began = time.monotonic()
+        session = CaptureSession.open(
+            disks, ring_bytes=self._config.ring_megabytes << 20, pin_directory=self._config.pin_directory
+        )
+        log.info("capture is open", reattached=session.reattached, disks=",".join(disk.device for disk in disks),
+                 milliseconds=round((time.monotonic() - began) * 1000, 1))  # fmt: skip
+        return session
+
+    async def _call(self, work: Callable[..., Any], *arguments: object) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+
+    async def _close(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await self._call(session.close)
+
+    async def _end_capture(self) -> None:
+        """Stop capturing for good: this machine is not, or no longer, the live side."""
+        session, self._session = self._session, None
+        if session is not None:
+            await self._call(session.detach)
+        elif self._config.pin_directory.is_dir():
+            await self._call(self._remove_pins)
+        self._state.capture, self._state.reason = "idle", ""
+        self._changed()
+
+    def _remove_pins(self) -> None:
+        """Pins of an earlier agent of this boot: without them the kernel unloads the programs."""
+        for pin in sorted(self._config.pin_directory.rglob("*"), reverse=True):
+            if pin.is_dir():
+                pin.rmdir()
+            else:
+                pin.unlink()
+
+    # --- orders -----------------------------------------------------------------------------------------------------
+
+    def _running(self) -> Running:
+        if self._stream is None:
+            raise ConflictError("this machine is not being captured now", code="NotCapturing",
+                                possible_causes=self._state.reason, remedy="see the item's health")  # fmt: skip
+        return Running(self._stream, tuple(self._devices.values()))
+
+    async def _probe(self, order: Order, progress: Callable[[int, int], None]) -> dict[str, Any]:
+        targets = records.decode(order.arguments, Probe, "probe").targets
+        results = await asyncio.gather(*(probe(target) for target in targets))
+        encoded: dict[str, Any] = records.encode(ProbeResult(dict(zip(targets, results, strict=True))))
+        return encoded
+
+    async def _self_test(self, order: Order, progress: Callable[[int, int], None]) -> dict[str, Any]:
+        if self._session is not None:
+            result: SelfTest = await self._call(self._session.self_test, None)
+        else:
+            result = await self._call(self_test_without_capture)
+        self._note_self_test(result)
+        encoded: dict[str, Any] = records.encode(SelfTestResult(result.passed, result.detail))
+        return encoded
+
+    async def _first_self_test(self) -> None:
+        """Before anything is assigned, so that readiness can be judged without touching a disk."""
+        self._note_self_test(await self._call(self_test_without_capture))
+
+    def _note_self_test(self, result: SelfTest) -> None:
+        self._state.self_test = "passed" if result.passed else "failed"
+        if not result.passed and self._state.capture == "idle":
+            self._state.reason = result.detail
+        log.info("self-test", passed=result.passed, detail=result.detail)
+        self._changed()
+
+
+async def probe(target: str) -> str:
+    """Empty when ``host:port`` accepts a TCP connection, else the reason."""
+    host, _, port = target.rpartition(":")
+    if not host or not port.isdigit():
+        return f"{target!r} is not host:port"
+    try:
+        async with asyncio.timeout(PROBE_SECONDS):
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    except TimeoutError:
+        return f"no answer within {PROBE_SECONDS:g} s"
+    except OSError as error:
+        return error.strerror or str(error)
+    writer.close()
+    return ""
