@@ -16,6 +16,7 @@ from failback.protection.states import (
     advance,
     allowed_operations,
     direction_after,
+    direction_of,
     live_side,
     require,
     why_not,
@@ -104,3 +105,9 @@ def test_a_running_job_forbids_everything_and_is_named() -> None:
 def test_a_machine_that_is_home_is_not_reprotected_to_the_cloud_yet() -> None:
     reason = why_not(Operation.REPROTECT, State.COMMITTED, Direction.TO_ON_PREMISES)
     assert "runs on premises" in reason
+
+
+@pytest.mark.parametrize("state", list(State))
+@pytest.mark.parametrize("direction", list(Direction))
+def test_the_direction_follows_from_the_live_side(state: State, direction: Direction) -> None:
+    assert direction_of(state, live_side(state, direction)) is direction

@@ -34,9 +34,9 @@ SPOKEN = {
 
 
 class Side(enum.Enum):
-    """Where a machine runs."""
+    """Where a machine runs; the words of a fabric's ``site`` in the configuration."""
 
-    ON_PREMISES = "on-premises"
+    ON_PREMISES = "onprem"
     CLOUD = "cloud"
 
     @property

@@ -115,6 +115,12 @@ def live_side(state: State, direction: Direction) -> Side:
     return direction.target if state in (State.COMMIT_PENDING, State.COMMITTED) else direction.source
 
 
+def direction_of(state: State, live: Side) -> Direction:
+    """The direction in which an item stands, from where its machine runs (the inverse of :func:`live_side`)."""
+    source = live.other if state in (State.COMMIT_PENDING, State.COMMITTED) else live
+    return Direction.TO_CLOUD if source is Side.ON_PREMISES else Direction.TO_ON_PREMISES
+
+
 def active_location(state: State) -> str:
     """``activeLocation`` on the wire: after a reprotect the roles have swapped, so a source is always Primary."""
     return "Recovery" if state in (State.COMMIT_PENDING, State.COMMITTED) else "Primary"

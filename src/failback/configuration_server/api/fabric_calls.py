@@ -1,0 +1,38 @@
+"""Asking fabrics without stopping the server: each call runs in a thread and has a deadline.
+
+A thread that is late is left to end by itself (drivers have timeouts of their own); the request answers in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+from failback.configuration_server.api.services import SiteFabric, Surroundings
+from failback.errors import FabricError, NotFoundError
+
+T = TypeVar("T")
+
+
+async def ask(services: Surroundings, call: Callable[[], T], name: str) -> T:
+    """The call's answer. Raises what it raises, and FabricError when it takes too long."""
+    try:
+        return await asyncio.wait_for(asyncio.to_thread(call), services.fabric_seconds)
+    except TimeoutError:
+        raise FabricError(
+            f"the fabric {name} did not answer within {services.fabric_seconds:.0f} s",
+            remedy="check the hypervisor's service and the network to it",
+            retryable=True,
+        ) from None
+
+
+def site(services: Surroundings, name: str) -> SiteFabric:
+    """The configured fabric of that name. Raises NotFoundError."""
+    found = services.fabrics.get(name)
+    if found is None:
+        known = ", ".join(sorted(services.fabrics)) or "none"
+        raise NotFoundError(
+            f"no fabric {name!r} is configured", code="FabricNotFound", remedy=f"configured fabrics: {known}"
+        )
+    return found

@@ -1,0 +1,86 @@
+"""Errors on the wire: ``{"error": {"code", "message", "details"}}`` with the status that ARM clients expect.
+
+``details`` carries the possible causes and the recommended action, so that the official clients print them too; our
+own clients read the same texts from ``possibleCauses`` and ``recommendedAction``. A route class turns errors of our
+tree into such answers; anything else is a 500 that tells nothing of the inside, with the traceback in the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+
+from failback import errors
+from failback.runtime import logs
+
+log = logs.get(__name__)
+
+_STATUSES: tuple[tuple[type[errors.FailbackError], int], ...] = (
+    (errors.ConfigurationError, 400),
+    (errors.NotSupportedError, 400),
+    (errors.AuthenticationError, 401),
+    (errors.NotFoundError, 404),
+    (errors.ConflictError, 409),
+    (errors.PreconditionError, 409),
+    (errors.StaleEpochError, 409),
+    (errors.PeerError, 503),
+    (errors.FabricError, 502),
+)
+
+
+def status_of(error: errors.FailbackError) -> int:
+    return next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
+
+
+def error_body(error: errors.FailbackError) -> dict[str, Any]:
+    details = [
+        {"code": name, "message": text}
+        for name, text in (("PossibleCauses", error.possible_causes), ("RecommendedAction", error.remedy))
+        if text
+    ]
+    return {
+        "error": {
+            "code": error.code,
+            "message": error.message,
+            "details": details,
+            "possibleCauses": error.possible_causes,
+            "recommendedAction": error.remedy,
+        }
+    }
+
+
+def answer(error: errors.FailbackError) -> JSONResponse:
+    headers = {"WWW-Authenticate": 'Bearer realm="failback"'} if isinstance(error, errors.AuthenticationError) else {}
+    if isinstance(error, errors.PeerError):
+        headers["Retry-After"] = "5"
+    return JSONResponse(error_body(error), status_of(error), headers)
+
+
+class FaultRoute(APIRoute):
+    """A route whose errors become ARM answers."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        serve = super().get_route_handler()
+
+        async def guarded(request: Request) -> Response:
+            try:
+                return await serve(request)
+            except errors.FailbackError as error:
+                return answer(error)
+            except RequestValidationError as error:
+                return answer(_invalid(error))
+
+        return guarded
+
+
+def _invalid(error: RequestValidationError) -> errors.ConfigurationError:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first.get("loc", ()) if part != "body")
+    return errors.ConfigurationError(
+        f"{place or 'the request'}: {first.get('msg', 'invalid')}", code="InvalidRequest", remedy="correct the request"
+    )

@@ -1,0 +1,111 @@
+"""Everything that is known of one item, read in one transaction: rows, what its components last told, points, verdicts.
+
+The view is a value: shaping it for the wire (``item_shape``) and deciding on it needs no database any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session
+
+from failback.configuration_server.database.components import ComponentRow
+from failback.configuration_server.database.events import VerdictRow, verdicts_on
+from failback.configuration_server.database.items import ItemRow
+from failback.configuration_server.database.jobs import JobRow
+from failback.configuration_server.database.points import GapRow, gaps_of, points_of
+from failback.configuration_server.database.policies import policy_of
+from failback.model.components import (
+    MasterTargetStatus,
+    MobilityStatus,
+    ProcessServerStatus,
+    ReplicaStatus,
+    SpooledMachine,
+)
+from failback.model.points import RecoveryPoint
+from failback.model.policy import ReplicationPolicy
+from failback.protection.operations import Direction, Operation, Side
+from failback.protection.states import State, allowed_operations, direction_of, require
+from failback.runtime import records
+
+FINAL_JOB_STATES = frozenset({"Succeeded", "Failed", "Cancelled", "CompletedWithInformation"})
+
+
+@dataclass(frozen=True, slots=True)
+class ItemView:
+    row: ItemRow
+    state: State
+    live: Side
+    direction: Direction
+    agent: ComponentRow | None
+    mobility: MobilityStatus
+    process_server: ComponentRow | None
+    spooled: SpooledMachine | None
+    master_target: ComponentRow | None
+    replica: ReplicaStatus | None
+    points: Sequence[RecoveryPoint]
+    gaps: Sequence[GapRow]
+    verdicts: Sequence[VerdictRow]
+    policy: ReplicationPolicy
+    job: JobRow | None
+    """The unfinished job of the item."""
+
+    @property
+    def running_job(self) -> str:
+        return f"job {self.job.job_id} ({self.job.friendly_name})" if self.job else ""
+
+    def allowed(self) -> tuple[Operation, ...]:
+        return allowed_operations(self.state, self.direction, self.running_job)
+
+    def require(self, operation: Operation) -> None:
+        """Raise ConflictError with the reason unless the operation is allowed now."""
+        require(operation, self.state, self.direction, self.running_job)
+
+
+def view(session: Session, row: ItemRow) -> ItemView:
+    """Read what belongs to the item. The row must be of this session."""
+    agent = _component(session, row.machine_id)
+    process_server = _component(session, row.process_server_id)
+    master_target = _component(session, row.master_target_id)
+    state, live = State(row.protection_state), Side(row.live_side)
+    return ItemView(
+        row=row,
+        state=state,
+        live=live,
+        direction=direction_of(state, live),
+        agent=agent,
+        mobility=records.decode(agent.status or {}, MobilityStatus) if agent else MobilityStatus(),
+        process_server=process_server,
+        spooled=_spooled(process_server, row.machine_id),
+        master_target=master_target,
+        replica=_replica(master_target, row.machine_id),
+        points=points_of(session, row.item_id),
+        gaps=gaps_of(session, row.item_id),
+        verdicts=verdicts_on(session, row.item_id),
+        policy=policy_of(session, row.policy_name),
+        job=unfinished_job(session, row),
+    )
+
+
+def unfinished_job(session: Session, row: ItemRow) -> JobRow | None:
+    job = session.get(JobRow, row.current_job_id) if row.current_job_id else None
+    return None if job is None or job.state in FINAL_JOB_STATES else job
+
+
+def _component(session: Session, component_id: str | None) -> ComponentRow | None:
+    return session.get(ComponentRow, component_id) if component_id else None
+
+
+def _spooled(process_server: ComponentRow | None, machine_id: str | None) -> SpooledMachine | None:
+    if process_server is None or not process_server.status:
+        return None
+    status = records.decode(process_server.status, ProcessServerStatus)
+    return next((machine for machine in status.machines if machine.machine_id == machine_id), None)
+
+
+def _replica(master_target: ComponentRow | None, machine_id: str | None) -> ReplicaStatus | None:
+    if master_target is None or not master_target.status:
+        return None
+    status = records.decode(master_target.status, MasterTargetStatus)
+    return next((replica for replica in status.replicas if replica.machine_id == machine_id), None)

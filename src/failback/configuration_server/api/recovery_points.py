@@ -1,0 +1,61 @@
+"""``recoveryPoints`` of an item, newest first: what a failback may go back to. Abandoned points are marked, not hidden."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from failback.configuration_server.api.arm import CONTAINER_PATH, Vault, VaultOf, envelope, listed, timestamp
+from failback.configuration_server.api.containers import ItemName
+from failback.configuration_server.api.faults import FaultRoute
+from failback.configuration_server.api.item_shape import ITEM_TYPE
+from failback.configuration_server.api.services import Services
+from failback.configuration_server.database import items
+from failback.configuration_server.database.points import points_of
+from failback.errors import NotFoundError
+from failback.model.points import PointKind, RecoveryPoint
+
+_TYPES = {PointKind.APP_CONSISTENT: "ApplicationConsistent", PointKind.CRASH_CONSISTENT: "CrashConsistent"}
+
+
+def router(services: Services) -> APIRouter:
+    routes = APIRouter(prefix=CONTAINER_PATH, route_class=FaultRoute, tags=["recovery points"])
+
+    @routes.get("/replicationProtectedItems/{item}/recoveryPoints")
+    async def list_points(vault: VaultOf, item: ItemName) -> dict[str, Any]:
+        name, points = await _points(item)
+        return listed(_point(vault, name, point) for point in points)
+
+    @routes.get("/replicationProtectedItems/{item}/recoveryPoints/{point_id}")
+    async def get_point(vault: VaultOf, item: ItemName, point_id: str) -> dict[str, Any]:
+        name, points = await _points(item)
+        for point in points:
+            if point.point_id == point_id:
+                return _point(vault, name, point)
+        raise NotFoundError(f"{name} has no recovery point {point_id!r}", remedy=f"failback points {name}")
+
+    async def _points(item: str) -> tuple[str, list[RecoveryPoint]]:
+        def look(session: Any) -> tuple[str, list[RecoveryPoint]]:
+            row = items.named(session, item)
+            return row.name, points_of(session, row.item_id)
+
+        return await services.database.look(look)
+
+    return routes
+
+
+def _point(vault: Vault, item_name: str, point: RecoveryPoint) -> dict[str, Any]:
+    properties = {
+        "recoveryPointTime": timestamp(point.wall_ns),
+        "recoveryPointType": _TYPES.get(point.kind, point.kind.value),
+        "providerSpecificDetails": {"instanceType": "InMageAzureV2", "isMultiVmSyncPoint": "No"},
+        "failback": {
+            "kind": point.kind.value,
+            "epoch": point.epoch,
+            "sequence": point.sequence,
+            "abandoned": point.abandoned,
+        },
+    }
+    resource = f"{vault.item(item_name)}/recoveryPoints/{point.point_id}"
+    return envelope(resource, f"{ITEM_TYPE}/recoveryPoints", properties)
