@@ -20,6 +20,7 @@ from failback.configuration_server.enrolment.bootstrap import Installation, boot
 from failback.configuration_server.enrolment.desk import EnrolmentDesk
 from failback.configuration_server.enrolment.routes import component_router, error_response
 from failback.configuration_server.fabrics import open_fabric
+from failback.configuration_server.monitors.watch import Monitors
 from failback.configuration_server.registry import News, Orders, Registry
 from failback.errors import FailbackError
 from failback.fabric.interfaces import Fabric
@@ -40,10 +41,12 @@ class Assembled:
     orders: Orders
     desk: EnrolmentDesk
     fabrics: dict[str, Fabric]
+    monitors: Monitors
     application: FastAPI
 
     async def background(self) -> None:
         """What runs beside the requests, until it is cancelled."""
+        await self.monitors.run()
 
     def close(self) -> None:
         self.news.close()
@@ -66,7 +69,12 @@ def open_server(config: ServerConfig) -> Assembled:
     application.include_router(component_router(desk, registry, clock))
     _add_health(application, database)
     _add_errors(application)
-    return Assembled(config, clock, database, installation, news, registry, orders, desk, fabrics, application)
+    monitors = Monitors(
+        database, news, alarm_seconds=config.heartbeat_alarm_seconds, pause_seconds=config.monitor_seconds, clock=clock
+    )
+    return Assembled(
+        config, clock, database, installation, news, registry, orders, desk, fabrics, monitors, application
+    )
 
 
 def _add_health(application: FastAPI, database: Database) -> None:

@@ -18,7 +18,7 @@ from failback.configuration_server.database.components import ComponentRow
 from failback.configuration_server.database.items import ItemRow
 from failback.configuration_server.database.jobs import JobRow
 from failback.configuration_server.database.orders import OrderRow
-from failback.configuration_server.registry import desired
+from failback.configuration_server.registry import desired, points_cache
 from failback.configuration_server.registry.news import News
 from failback.errors import AuthenticationError, StaleEpochError
 from failback.model.components import (
@@ -99,7 +99,7 @@ class Registry:
         if _is_twin(row, item, heartbeat):
             _record_twin(row, heartbeat, now)
             return self._answer(session, row, heartbeat, item)
-        before = desired.endpoint(row)
+        before, status_before = desired.endpoint(row), row.status or {}
         _record(row, heartbeat, now, skew_seconds)
         woken = [component_id]
         if role is Role.MOBILITY:
@@ -109,6 +109,9 @@ class Registry:
                 woken.append(item.item_id)
         elif desired.endpoint(row) != before:
             woken.extend(_dependents(session, component_id))
+        if role is Role.MASTER_TARGET:
+            status = records.decode(heartbeat.status, MasterTargetStatus, "heartbeat: status")
+            woken.extend(points_cache.refresh(session, component_id, status, status_before, heartbeat.status))
         for report in heartbeat.reports:
             if self._report(session, component_id, report, now):
                 woken.append(report.order_id)
