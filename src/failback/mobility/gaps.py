@@ -8,10 +8,12 @@ longer pass returned, D8).
 
 from __future__ import annotations
 
+import dataclasses
+
 from failback.mobility.capture.values import Counters
 from failback.model.stream import GapCause
 
-NOTHING = Counters(*([0] * 13))
+NOTHING = Counters(**{field.name: 0 for field in dataclasses.fields(Counters)})
 
 COMPARISON_NEEDED = ("recursion_misses", "unsupported")
 """Counters whose rise means writes of unknown extent: the disks have to be compared by hash."""
