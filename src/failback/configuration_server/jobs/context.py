@@ -78,6 +78,10 @@ class StepContext:
         """The recorded result of an earlier task of this job."""
         return await self.look(lambda session: dict(store.task(store.job(session, self.job_id), name).result))
 
+    async def began(self, name: str) -> bool:
+        """Whether the task of that name was begun in this job."""
+        return await self.look(lambda session: store.task(store.job(session, self.job_id), name).started_wall_ns > 0)
+
     async def remember(self, key: str, make: Callable[[], Awaitable[Any]] | Callable[[], Any]) -> Any:
         """The value that this task remembered under ``key``, or ``make()``'s, stored before it is returned.
 
@@ -95,9 +99,34 @@ class StepContext:
         faults.point(f"job.{self.name}.{key}")
         return value
 
-    async def recall(self, key: str) -> Any:
-        """What this task remembered under ``key``; None when it did not."""
-        return await self.look(lambda session: store.recall(session, self.job_id, self.name, key))
+    async def remember_with(self, key: str, work: Callable[[Session], Any]) -> Any:
+        """Like :meth:`remember`, for an effect in the database: ``work(session)`` and its memory are one transaction."""
+
+        def once(session: Session) -> Any:
+            store.owned(session, self.job_id, self.generation)
+            found = store.recall(session, self.job_id, self.name, key)
+            if found is not None:
+                return found
+            value = work(session)
+            store.remember(session, self.job_id, self.generation, self.name, (key, value))
+            return value
+
+        value = await self.database.run(once)
+        faults.point(f"job.{self.name}.{key}")
+        return value
+
+    async def follow_with(self, scenario: str, inputs: dict[str, Any]) -> None:
+        """Let another job of the item begin when this one has ended, however it ends (asked for by an undo)."""
+
+        def ask(session: Session) -> None:
+            row = store.job(session, self.job_id)
+            row.custom_details = {**row.custom_details, store.FOLLOW_UP: {"scenario": scenario, "inputs": inputs}}
+
+        await self.write(ask)
+
+    async def recall(self, key: str, name: str = "") -> Any:
+        """What this task (or the one of that name) remembered under ``key``; None when it did not."""
+        return await self.look(lambda session: store.recall(session, self.job_id, name or self.name, key))
 
     async def say(self, sentence: str) -> None:
         """Show what the step is doing or waiting for."""
@@ -130,6 +159,10 @@ class StepContext:
 
         if await self.look(asked) and self.cancellable:
             raise JobCancelled
+
+    async def pause(self) -> None:
+        """Between two looks of a step that loops by itself (it calls :meth:`checkpoint` too)."""
+        await asyncio.sleep(self.poll_seconds)
 
     async def wait_until(
         self, waiting_for: str, poll: Callable[[], Awaitable[T | None]], *, seconds: float,

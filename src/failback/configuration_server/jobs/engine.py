@@ -26,7 +26,7 @@ from failback.configuration_server.jobs import scenario as words
 from failback.configuration_server.jobs import store
 from failback.configuration_server.jobs.context import JobCancelled, StepContext
 from failback.configuration_server.jobs.executor import Runner, Stopped
-from failback.configuration_server.jobs.scenario import Scenario, Skipped
+from failback.configuration_server.jobs.scenario import FollowUp, Scenario, Skipped
 from failback.errors import ConfigurationError, ConflictError, FailbackError, StaleEpochError
 from failback.runtime import faults, logs
 from failback.runtime.clock import Clock, SystemClock
@@ -227,12 +227,12 @@ class JobEngine:
             if row.state in words.FINAL_STATES:
                 return None
             store.finish(session, job_id, generation, state, wall_ns)
-            follow_up = self._scenario(row.scenario).follow_up
-            if state != words.SUCCEEDED or follow_up is None or row.item_id is None:
+            follow_up = self._scenario(row.scenario).follow_up if state == words.SUCCEEDED else _asked(row)
+            if follow_up is None or row.item_id is None:
                 return None
             made = self._scenario(follow_up.scenario)
             return store.create(
-                session, made, row.item_id, follow_up.inputs, f"{row.key}:{made.name}"[:255], wall_ns,
+                session, made, row.item_id, follow_up.inputs, f"{made.name} after {job_id}:{row.attempt}", wall_ns,
                 started_by=row.started_by, parent_job_id=job_id,
             )  # fmt: skip
 
@@ -315,6 +315,14 @@ class _Bridge:
         for each in running:
             each.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+
+
+def _asked(row: JobRow) -> FollowUp | None:
+    """The job that the undo of this attempt asked for."""
+    details = dict(row.custom_details)
+    asked = details.pop(store.FOLLOW_UP, None)
+    row.custom_details = details
+    return FollowUp(asked["scenario"], asked["inputs"]) if asked else None
 
 
 def _unexpected(failure: Exception) -> FailbackError:

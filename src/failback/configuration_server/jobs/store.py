@@ -24,6 +24,9 @@ from failback.model.ids import new_id
 REMEMBERED = "remembered"
 """Key within a task's result under which ids and effects are kept while the step still runs."""
 
+FOLLOW_UP = "follow_up"
+"""Key within a job's details: the job that an undo asked to begin after this one."""
+
 
 def job(session: Session, job_id: str) -> JobRow:
     row = session.get(JobRow, job_id)

@@ -1,0 +1,32 @@
+"""What a job is started with, parsed at the border. The API resolves names to ids before it starts a job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from failback.model.points import PointChoice, PointSelector
+
+
+@dataclass(frozen=True, slots=True)
+class ReprotectInputs:
+    """``process_server_id`` and ``master_target_id`` are component ids; the datastore is used for missing disks only."""
+
+    process_server_id: str
+    master_target_id: str
+    retention_volume: str
+    datastore: str = ""
+    policy_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FailoverInputs:
+    """``shut_down_source`` False: the source is off already (it is read back as off all the same)."""
+
+    selector: PointSelector = PointSelector.LATEST
+    value: str = ""
+    shut_down_source: bool = True
+    lease_seconds: float = 0.0
+    """0: the server's setting. It bounds freeze, last mark, roll-back to an older point and power-off together."""
+
+    def choice(self) -> PointChoice:
+        return PointChoice(self.selector, self.value)
