@@ -1,0 +1,323 @@
+"""The applier: redo records to the target disks, undo first, points at exactly their batch (D3, D13).
+
+``step`` takes a group of consecutive batches (bounded in bytes, ending at a point or before a digest table), saves the
+old blocks, makes them durable, writes the group's last-write-wins pieces, and from time to time flushes the disks and
+advances the durable applied position. A digest table is compared when everything before it is written and nothing after.
+One thread calls; after an exception the state is taken anew from the files, so that the next call repeats the work.
+"""
+
+from __future__ import annotations
+
+import bisect
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import zstandard
+
+from failback.block.device import BlockDevice
+from failback.errors import IntegrityError
+from failback.journal import last_write, pacing
+from failback.journal.catalogue import Applied, Catalogue, Interval, Mark
+from failback.journal.digests import compare
+from failback.journal.redo import RedoLog, RedoRecord
+from failback.journal.undo import Preserver, UndoFile, UndoFolder
+from failback.model.ids import MachineId, PointId, new_id
+from failback.model.points import PointKind, RecoveryPoint
+from failback.model.stream import Codec, Operation
+from failback.protocol.items import ItemHeader
+from failback.protocol.layout import FrameType
+from failback.protocol.messages import Batch, DigestReply, Digests
+from failback.runtime import faults, logs
+
+log = logs.get(__name__)
+
+GROUP_BYTES = 16 << 20
+FLUSH_SECONDS = 1.0
+FLUSH_BYTES = 256 << 20
+
+
+@dataclass(slots=True)
+class Group:
+    """Consecutive batches that are written as one."""
+
+    records: list[RedoRecord] = field(default_factory=list)
+    decisions: list[pacing.Decision] = field(default_factory=list)
+
+    @property
+    def last(self) -> RedoRecord:
+        return self.records[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The replica's disks by index, and the threads that read old blocks."""
+
+    devices: Mapping[int, BlockDevice]
+    readers: Executor
+
+    def flush(self) -> None:
+        for device in self.devices.values():
+            device.flush()
+
+
+class Applier:
+    """``pace_seconds`` gives the policy's present interval between crash-consistent points."""
+
+    def __init__(self, folder: UndoFolder, catalogue: Catalogue, redo: RedoLog, target: Target, *,
+                 pace_seconds: Callable[[], int], on_reply: Callable[[DigestReply], None]) -> None:  # fmt: skip
+        self._folder = folder
+        self._catalogue = catalogue
+        self._redo = redo
+        self._target = target
+        self._devices = target.devices
+        self._readers = target.readers
+        self._pace_seconds = pace_seconds
+        self._on_reply = on_reply
+        self.advanced = threading.Condition()
+        """Notified whenever the durable applied position advanced."""
+        self._file: UndoFile | None = None
+        self._load()
+
+    # --- state ------------------------------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        """Take everything from the files: the durable position, the open interval and what it has saved."""
+        if self._file is not None:
+            self._file.cut_back()
+            self._file.close()
+        interval = self._catalogue.intervals()[-1]
+        self._file = self._folder.open(interval.file, interval.interval_id)
+        self._preserver = Preserver(self._file, self._devices, self._readers)
+        self.durable = self.written = self._catalogue.applied
+        published = [entry for entry in self._catalogue.points() if not entry.point.abandoned]
+        self._last_point_wall_ns = published[-1].point.wall_ns if published else 0
+        only_before = bool(published) and published[-1].point.kind is PointKind.BEFORE_REPROTECT
+        self._after_pass = bool(self._catalogue.get("after_pass")) or only_before
+        self._events: list[tuple[str, int]] = []
+        self._marks: list[Mark] = []
+        self._replies: list[DigestReply] = []
+        self._unflushed_bytes = 0
+        self._flushed_at = time.monotonic()
+
+    @contextmanager
+    def _restarting(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._load()
+            raise
+
+    @property
+    def behind(self) -> int:
+        """Landed records that are not written yet."""
+        return self._redo.synced_ordinal - self.written.ordinal
+
+    # --- stepping ---------------------------------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """Apply the next group; False when there was nothing to do. Raises StorageError, IntegrityError."""
+        with self._restarting():
+            group = self._collect()
+            if group is None:
+                if self.written != self.durable and time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
+                    self._settle(None)
+                return False
+            if group.last.item.header.type is FrameType.DIGESTS:
+                self._compare(group.last)
+            else:
+                self._write(group)
+            decision = group.decisions[-1] if group.decisions else None
+            due = time.monotonic() - self._flushed_at >= FLUSH_SECONDS or self._unflushed_bytes >= FLUSH_BYTES
+            if decision is not None and decision.point is not None:
+                self._settle(decision.point)
+            elif due:
+                self._settle(None)
+            return True
+
+    def settle(self) -> None:
+        """Flush the disks and make the position durable now."""
+        with self._restarting():
+            if self.written != self.durable:
+                self._settle(None)
+
+    def _collect(self) -> Group | None:
+        group = Group()
+        total = 0
+        for record in self._redo.read_after(self.written.ordinal):
+            header = record.item.header
+            if header.type is FrameType.DIGESTS:
+                if not group.records:
+                    group.records.append(record)
+                break
+            if group.records and total + header.payload_raw_bytes > GROUP_BYTES:
+                break
+            decision = self._decide(header)
+            group.records.append(record)
+            group.decisions.append(decision)
+            total += header.payload_raw_bytes
+            if decision.point is not None or total >= GROUP_BYTES:
+                break
+        return group if group.records else None
+
+    def _decide(self, header: ItemHeader) -> pacing.Decision:
+        pace = pacing.Pace(self._last_point_wall_ns, self._after_pass)
+        decision = pacing.decide(pace, header.gap, header.mark_kind, header.wall_ns, self._pace_seconds())
+        self._after_pass = decision.after_pass
+        return decision
+
+    # --- writing ----------------------------------------------------------------------------------------------------
+
+    def _write(self, group: Group) -> None:
+        batches = [decode(record) for record in group.records]
+        resolved = last_write.resolve([last_write.extent_table(batch.extents) for batch in batches])
+        saved = sum(self._preserver.preserve(disk, pieces.offset, pieces.end) for disk, pieces in resolved.items())
+        self._preserver.sync()
+        payloads = Payloads([payload_of(batch) for batch in batches])
+        for disk, pieces in resolved.items():
+            self._unflushed_bytes += write_pieces(self._devices[disk], pieces, payloads)
+        for record, decision in zip(group.records, group.decisions, strict=True):
+            self._advance(record, decision)
+        log.debug("group written", records=len(group.records), undo_bytes=saved, ordinal=self.written.ordinal)
+
+    def _advance(self, record: RedoRecord, decision: pacing.Decision) -> None:
+        header = record.item.header
+        if decision.gap != self.written.gap:
+            if self.written.gap:
+                self._events.append(("", header.wall_ns))
+            if decision.gap:
+                self._events.append((decision.gap, self.written.wall_ns or header.wall_ns))
+        if header.mark_id:
+            self._marks.append(Mark(header.mark_id, record.ordinal, decision.point is not None))
+        self.written = Applied(
+            record.ordinal, header.epoch, header.sequence, header.end_position, header.wall_ns, decision.gap
+        )
+
+    def _compare(self, record: RedoRecord) -> None:
+        record.item.verify()
+        digests = record.item.decode()
+        if isinstance(digests, Digests) and digests.epoch == self._catalogue.get("epoch"):
+            reply = compare(digests, self._devices[digests.disk_index])
+            self._replies.append(reply)
+            self._on_reply(reply)
+        header = record.item.header
+        self.written = Applied(record.ordinal, header.epoch, header.sequence, header.end_position,
+                               self.written.wall_ns, self.written.gap)  # fmt: skip
+
+    # --- durability -------------------------------------------------------------------------------------------------
+
+    def _settle(self, point: PointKind | None) -> None:
+        """Flush the disks, then one transaction: position, gaps, marks, replies and, with ``point``, the new interval."""
+        faults.point("apply.before_flush")
+        self._target.flush()
+        interval = self._next_interval() if point is not None else None
+        with self._catalogue.transaction():
+            for cause, wall_ns in self._events:
+                if cause:
+                    self._catalogue.open_gap(cause, wall_ns)
+                else:
+                    self._catalogue.close_gap(wall_ns)
+            for mark in self._marks:
+                self._catalogue.add_mark(mark)
+            for reply in self._replies:
+                self._catalogue.add_reply(reply)
+            self._catalogue.set_applied(self.written)
+            self._catalogue.set("after_pass", self._after_pass)
+            if point is not None and interval is not None:
+                self._publish(point)
+                self._catalogue.put_interval(interval)
+        self._events, self._marks, self._replies = [], [], []
+        self.durable = self.written
+        self._unflushed_bytes = 0
+        self._flushed_at = time.monotonic()
+        if interval is not None:
+            self._last_point_wall_ns = self.written.wall_ns
+            if self._file is not None:
+                self._file.close()
+            self._file = self._folder.open(interval.file, interval.interval_id)
+            self._preserver = Preserver(self._file, self._devices, self._readers)
+        with self.advanced:
+            self.advanced.notify_all()
+
+    def _next_interval(self) -> Interval:
+        """The file of the next interval, durable before the catalogue names it."""
+        number = self._catalogue.intervals()[-1].interval_id + 1
+        name = f"undo/{number:012d}.undo"
+        self._folder.path(name).unlink(missing_ok=True)
+        self._folder.open(name, number).close()
+        return Interval(number, self.written.ordinal, name)
+
+    def _publish(self, kind: PointKind) -> None:
+        marks = [mark for mark in self._marks if mark.ordinal == self.written.ordinal]
+        point_id = PointId(marks[-1].mark_id if marks else new_id())
+        written = self.written
+        point = RecoveryPoint(point_id, MachineId(self._folder.machine_id), kind, written.wall_ns, written.epoch,
+                              written.sequence, written.ring)  # fmt: skip
+        self._catalogue.rename_point(point_id, new_id())  # a mark that was sent twice names its last place
+        self._catalogue.add_point(point, written.ordinal)
+        log.info("recovery point published", point=point_id, kind=kind.value, sequence=written.sequence)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class Payloads:
+    """The joined payloads of a group, addressed as one without joining them."""
+
+    def __init__(self, parts: list[memoryview]) -> None:
+        self._parts = parts
+        self._starts = np.cumsum([0, *(len(part) for part in parts)]).tolist()[:-1]
+
+    def part(self, source: int, length: int) -> memoryview:
+        """A piece never crosses two payloads: extents do not."""
+        index = bisect.bisect_right(self._starts, source) - 1
+        while len(self._parts[index]) == 0:
+            index -= 1
+        place = source - self._starts[index]
+        return self._parts[index][place : place + length]
+
+
+def decode(record: RedoRecord) -> Batch:
+    """The record's batch, checksums verified. Raises IntegrityError naming the record."""
+    record.item.verify()
+    batch = record.item.decode()
+    if not isinstance(batch, Batch):
+        raise IntegrityError(f"redo record {record.ordinal} is no batch", code="RedoDamaged")
+    return batch
+
+
+def payload_of(batch: Batch) -> memoryview:
+    """The decoded payload. Raises IntegrityError."""
+    if batch.codec is Codec.RAW:
+        return memoryview(batch.payload)
+    try:
+        raw = zstandard.ZstdDecompressor().decompress(batch.payload, max_output_size=batch.payload_raw_bytes)
+    except zstandard.ZstdError as error:
+        raise IntegrityError(f"the payload of batch {batch.sequence} cannot be decompressed: {error}",
+                             code="PayloadDamaged") from error  # fmt: skip
+    if len(raw) != batch.payload_raw_bytes:
+        raise IntegrityError(f"the payload of batch {batch.sequence} has {len(raw)} bytes, not {batch.payload_raw_bytes}",
+                             code="PayloadDamaged")  # fmt: skip
+    return memoryview(raw)
+
+
+def write_pieces(device: BlockDevice, pieces: last_write.Pieces, payloads: Payloads) -> int:
+    """Write the pieces in offset order; returns the bytes."""
+    total = 0
+    columns = (pieces.offset.tolist(), pieces.length.tolist(), pieces.source.tolist(), pieces.operation.tolist())
+    for offset, length, source, operation in zip(*columns, strict=True):
+        faults.point("apply.mid")
+        if operation == Operation.DATA:
+            device.write(offset, payloads.part(source, length))
+        elif operation == Operation.ZERO:
+            device.zero(offset, length)
+        else:
+            device.discard(offset, length)
+        total += length
+    return total

@@ -1,0 +1,67 @@
+"""From an operator's choice to a place in the journal (D15).
+
+Points are offered while they are catalogued and not abandoned. A time is the newest consistent batch end at or before it:
+between two points as long as the redo from the earlier one on is still there, else the point itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from failback.errors import ConflictError, NotFoundError
+from failback.journal.catalogue import CataloguedPoint
+from failback.journal.redo import RedoLog
+from failback.journal.rollback import Destination
+from failback.model.ids import PointId, new_id
+from failback.model.points import PointChoice, PointKind, PointSelector, RecoveryPoint
+from failback.model.stream import GapCause
+from failback.protocol.layout import FrameType
+
+
+def choose(choice: PointChoice, points: Sequence[CataloguedPoint], redo: RedoLog, applied_ordinal: int) -> Destination:
+    """``points`` oldest first. Raises NotFoundError and ConflictError with what there is instead."""
+    living = [entry for entry in points if not entry.point.abandoned]
+    if choice.selector is PointSelector.TIME:
+        return _at_time(choice, living, redo, applied_ordinal)
+    if choice.selector is PointSelector.LATEST:
+        wanted = living
+    elif choice.selector is PointSelector.LATEST_APP_CONSISTENT:
+        wanted = [entry for entry in living if entry.point.kind in (PointKind.APP_CONSISTENT, PointKind.FINAL)]
+    else:
+        if any(entry.point.point_id == choice.value and entry.point.abandoned for entry in points):
+            raise ConflictError(f"recovery point {choice.value} was abandoned by a commit to an older point")
+        wanted = [entry for entry in living if entry.point.point_id == choice.value]
+    if not wanted:
+        raise NotFoundError(
+            f"there is no recovery point for {choice.selector.value} {choice.value}".rstrip(),
+            code="RecoveryPointNotFound",
+            remedy="list the recovery points and choose one of them",
+        )
+    entry = wanted[-1]
+    return Destination(choice, entry.point, entry.ordinal, entry.ordinal)
+
+
+def _at_time(
+    choice: PointChoice, living: Sequence[CataloguedPoint], redo: RedoLog, applied_ordinal: int
+) -> Destination:
+    try:
+        wall_ns = int(choice.value)
+    except ValueError:
+        raise NotFoundError(f"{choice.value!r} is no time in nanoseconds", code="RecoveryPointNotFound") from None
+    bases = [entry for entry in living if entry.point.wall_ns <= wall_ns]
+    if not bases:
+        raise NotFoundError("no recovery point is as old as that", code="RecoveryPointNotFound",
+                            remedy="choose a later time")  # fmt: skip
+    base = bases[-1]
+    found = Destination(choice, base.point, base.ordinal, base.ordinal)
+    if redo.first_ordinal > base.ordinal + 1:
+        return found
+    for record in redo.read_after(base.ordinal):
+        header = record.item.header
+        if record.ordinal > applied_ordinal or header.wall_ns > wall_ns:
+            break
+        if header.type is FrameType.BATCH and header.gap is GapCause.NONE:
+            point = RecoveryPoint(PointId(new_id()), base.point.machine_id, PointKind.CRASH_CONSISTENT, header.wall_ns,
+                                  header.epoch, header.sequence, header.end_position)  # fmt: skip
+            found = Destination(choice, point, base.ordinal, record.ordinal)
+    return found

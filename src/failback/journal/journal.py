@@ -1,0 +1,394 @@
+"""The journal of one machine on a retention volume: what lands, what is applied, the points, and the ways back.
+
+    journal = Journal.create(directory, machine_id, disks, wall_ns)   or   Journal.open(directory)
+    journal.begin_epoch(epoch); journal.append(item); journal.sync()        one landing thread
+    journal.start(devices, ...); journal.apply_step()                       one applying thread
+    journal.prepare(choice); journal.resume(); journal.commit()             any thread; they wait for the applier's step
+
+Opening repeats nothing and loses nothing: positions come from the redo log and the catalogue, the set of saved blocks
+from the undo file, and an interrupted rollback is finished when the disks are given to ``start``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from failback.block.device import BlockDevice
+from failback.block.raw import storage_error, sync_directory
+from failback.errors import ConflictError, IntegrityError, NotFoundError, ProtocolError, StaleEpochError
+from failback.journal import last_write, merge, retention
+from failback.journal.applier import Applier, Target
+from failback.journal.catalogue import FORMAT, Applied, Catalogue, CataloguedPoint, Interval, Mark
+from failback.journal.choosing import choose
+from failback.journal.redo import RedoLog
+from failback.journal.rollback import RETURN_FILE, Destination, Progress, Rollback
+from failback.journal.undo import UndoFolder
+from failback.journal.view import View, ViewPlace
+from failback.model.ids import MachineId, PointId, new_id
+from failback.model.points import Gap, PointChoice, PointKind, RecoveryPoint, ReplicaDisk
+from failback.model.policy import ReplicationPolicy
+from failback.model.stream import Position
+from failback.protocol.items import RawItem
+from failback.protocol.layout import FrameType
+from failback.protocol.messages import DIGEST_BYTES, DigestReply
+from failback.runtime import faults, logs, records
+
+log = logs.get(__name__)
+
+READER_THREADS = 12
+CATALOGUE_FILE = "catalogue.sqlite"
+DEFAULT_POLICY = ReplicationPolicy(name="24-hour")
+
+
+class Journal:
+    """See the module. ``directory`` is ``<volume>/failback/<machine id>``."""
+
+    def __init__(self, directory: Path, catalogue: Catalogue) -> None:
+        self.directory = directory
+        self.catalogue = catalogue
+        self.machine_id = MachineId(str(catalogue.get("machine_id")))
+        self.incarnation = str(catalogue.get("incarnation"))
+        self.policy = DEFAULT_POLICY
+        self.apply_lock = threading.RLock()
+        """Held while disks or undo files change."""
+        self._landing_lock = threading.Lock()
+        self._sizes = {disk.index: disk.size_bytes for disk in catalogue.disks}
+        self._folder = UndoFolder(directory, self.machine_id, self.incarnation)
+        self._remove_unnamed()
+        self.redo = RedoLog(directory / "redo", self.machine_id, self.incarnation)
+        self._applier: Applier | None = None
+        self._rollback: Rollback | None = None
+        self._readers: ThreadPoolExecutor | None = None
+        self._devices: Mapping[int, BlockDevice] = {}
+        self._views = 0
+        self._find_landed()
+
+    # --- creating and opening ---------------------------------------------------------------------------------------
+
+    @staticmethod
+    def create(directory: Path, machine_id: MachineId, disks: tuple[ReplicaDisk, ...], wall_ns: int) -> Journal:
+        """Make a new journal with the point *before reprotect* (D14), or open the one that a crashed call left whole."""
+        try:
+            (directory / "undo").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(f"cannot create {directory}", error) from error
+        catalogue = Catalogue(directory / CATALOGUE_FILE)
+        if catalogue.get("format") is None:
+            folder = UndoFolder(directory, machine_id, new_id())
+            first = Interval(1, 0, "undo/000000000001.undo")
+            folder.path(first.file).unlink(missing_ok=True)
+            folder.open(first.file, first.interval_id).close()
+            for place in (directory / "undo", directory, directory.parent):
+                sync_directory(place)
+            with catalogue.transaction():
+                catalogue.set("machine_id", machine_id)
+                catalogue.set("incarnation", folder.incarnation)
+                catalogue.set("disks", records.encode(disks))
+                catalogue.set("state", "attached")
+                catalogue.set("epoch", 0)
+                catalogue.set_applied(Applied())
+                point_id = PointId(new_id())
+                before = RecoveryPoint(point_id, machine_id, PointKind.BEFORE_REPROTECT, wall_ns, 0, 0, 0)
+                catalogue.add_point(before, 0)
+                catalogue.put_interval(first)
+                catalogue.set("format", FORMAT)
+            faults.point("journal.after_create")
+        return Journal._opened(directory, catalogue)
+
+    @staticmethod
+    def open(directory: Path) -> Journal:
+        """Raises NotFoundError, IntegrityError (damaged, another format), StorageError."""
+        if not (directory / CATALOGUE_FILE).exists():
+            raise NotFoundError(
+                f"there is no journal in {directory}", remedy="check that the retention volume is mounted"
+            )
+        return Journal._opened(directory, Catalogue(directory / CATALOGUE_FILE))
+
+    @staticmethod
+    def _opened(directory: Path, catalogue: Catalogue) -> Journal:
+        try:
+            catalogue.check_format()
+            return Journal(directory, catalogue)
+        except BaseException:
+            catalogue.close()
+            raise
+
+    def _remove_unnamed(self) -> None:
+        """Undo files that no interval names: a merge or a new interval that a crash interrupted."""
+        named = {interval.file for interval in self.catalogue.intervals()} | {RETURN_FILE}
+        for path in (self.directory / "undo").glob("*.undo"):
+            if f"undo/{path.name}" not in named:
+                path.unlink()
+
+    def _find_landed(self) -> None:
+        epoch = int(self.catalogue.get("epoch"))
+        last = self.redo.last()
+        applied = self.catalogue.applied
+        if self.redo.synced_ordinal < applied.ordinal:
+            raise IntegrityError(
+                f"the redo log in {self.directory} ends at {self.redo.synced_ordinal}, but {applied.ordinal} was applied",
+                code="RedoDamaged",
+                possible_causes="the retention volume was restored from an old copy, or is damaged",
+                remedy="detach the replica and reprotect again; the disks are compared by hash",
+            )
+        self.landed = Position(epoch, 0, 0)
+        if last is not None and last.item.header.epoch == epoch:
+            self.landed = Position(epoch, last.item.header.sequence, last.item.header.end_position)
+        self._appended = self.landed
+
+    # --- landing ----------------------------------------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> int:
+        return self.landed.epoch
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Accept a higher epoch from now on, durably (D6). Raises StaleEpochError for a lower one."""
+        with self._landing_lock:
+            if epoch == self.landed.epoch:
+                return
+            if epoch < self.landed.epoch:
+                raise StaleEpochError(
+                    f"epoch {epoch} is over: the journal of machine {self.machine_id} is at epoch {self.landed.epoch}"
+                )
+            self._sync()
+            with self.catalogue.transaction():
+                self.catalogue.set("epoch", epoch)
+                self.catalogue.forget_replies(epoch)
+            self.landed = self._appended = Position(epoch, 0, 0)
+
+    def append(self, item: RawItem) -> bool:
+        """Append one item; False when it has landed already (a re-sent one, D6). Durable after :meth:`sync`.
+
+        Raises StaleEpochError, ProtocolError (a hole, impossible extents), IntegrityError, OutOfSpaceError, StorageError.
+        """
+        with self._landing_lock:
+            header = item.header
+            if header.epoch != self.landed.epoch:
+                raise StaleEpochError(f"item of epoch {header.epoch}: the journal is at epoch {self.landed.epoch}")
+            if header.sequence <= self._appended.sequence:
+                return False
+            if header.sequence != self._appended.sequence + 1:
+                raise ProtocolError(f"item {header.sequence} came after item {self._appended.sequence}")
+            self._check(item)
+            self.redo.append(item)
+            self._appended = Position(header.epoch, header.sequence, header.end_position)
+            return True
+
+    def _check(self, item: RawItem) -> None:
+        header = item.header
+        item.verify()
+        if header.type is FrameType.DIGESTS:
+            size_bytes = self._sizes.get(header.disk_index, -1)
+            count = header.payload_bytes // DIGEST_BYTES
+            if (
+                header.block_bytes <= 0
+                or count <= 0
+                or (header.first_block + count - 1) * header.block_bytes >= size_bytes
+            ):
+                raise ProtocolError(f"digests of disk {header.disk_index} lie outside the replica's disks")
+        else:
+            last_write.check(item.extents, self._sizes, header.payload_raw_bytes)
+
+    def sync(self) -> Position:
+        """Make all appended items durable; returns the landed position. Raises StorageError: none of them was."""
+        with self._landing_lock:
+            return self._sync()
+
+    def _sync(self) -> Position:
+        try:
+            self.redo.sync()
+        except BaseException:
+            self._appended = self.landed
+            raise
+        self.landed = self._appended
+        return self.landed
+
+    # --- applying ---------------------------------------------------------------------------------------------------
+
+    def start(self, devices: Mapping[int, BlockDevice], on_reply: Callable[[DigestReply], None]) -> None:
+        """Give the journal its disks (by index); finishes an interrupted rollback."""
+        with self.apply_lock:
+            self._readers = self._readers or ThreadPoolExecutor(READER_THREADS, thread_name_prefix="undo-reader")
+            self._devices = devices
+            target = Target(devices, self._readers)
+            self._rollback = Rollback(self._folder, self.catalogue, self.redo, target)
+            self._rollback.recover()
+            self._applier = Applier(
+                self._folder, self.catalogue, self.redo, target,
+                pace_seconds=lambda: self.policy.crash_consistent_seconds, on_reply=on_reply,
+            )  # fmt: skip
+
+    def stop(self) -> None:
+        """Settle what is written and let go of the disks (which stay open)."""
+        with self.apply_lock:
+            if self._applier is not None:
+                if not self.catalogue.get("rollback_phase"):
+                    self._applier.settle()
+                self._applier.close()
+            self._applier = self._rollback = None
+            self._devices = {}
+
+    @property
+    def started(self) -> bool:
+        return self._applier is not None
+
+    def apply_step(self) -> bool:
+        """Apply the next group of landed items; False when there is nothing to do now (also while rolled back)."""
+        with self.apply_lock:
+            if self._applier is None or self.catalogue.get("rollback_phase"):
+                return False
+            return self._applier.step()
+
+    @property
+    def caught_up(self) -> bool:
+        applier = self._applier
+        return applier is not None and applier.behind == 0
+
+    def settle(self) -> None:
+        """Flush the disks and make the applied position durable."""
+        with self.apply_lock:
+            if self._applier is not None and not self.catalogue.get("rollback_phase"):
+                self._applier.settle()
+
+    @property
+    def applied(self) -> Applied:
+        """Durably applied."""
+        return self.catalogue.applied
+
+    def replies(self) -> list[DigestReply]:
+        """All replies of the present epoch: a link that was interrupted gets them again."""
+        return self.catalogue.replies(self.epoch)
+
+    # --- points -----------------------------------------------------------------------------------------------------
+
+    def points(self) -> list[RecoveryPoint]:
+        """Oldest first, abandoned ones included."""
+        return [entry.point for entry in self.catalogue.points()]
+
+    def gaps(self) -> list[Gap]:
+        return self.catalogue.gaps()
+
+    def mark(self, mark_id: str) -> Mark | None:
+        """The applied mark, or None while it was not applied."""
+        return self.catalogue.mark(mark_id)
+
+    def prepare(self, choice: PointChoice, progress: Progress) -> Destination:
+        """Bring the disks exactly to the point; the same choice again gives the same result (D15).
+
+        Raises NotFoundError (no such point), ConflictError (abandoned, replica not attached).
+        """
+        with self.apply_lock:
+            if self._applier is None or self._rollback is None:
+                raise ConflictError("the replica's disks are not open", remedy="resume the replica first")
+            known = self._rollback.destination
+            if known is not None and known.choice == choice:
+                return known
+            if known is not None:
+                self._give_back()
+            self._applier.settle()
+            destination = choose(choice, self.catalogue.points(), self.redo, self.applied.ordinal)
+            return self._rollback.roll(destination, progress)
+
+    @property
+    def destination(self) -> Destination | None:
+        """Where the disks were brought, or None while they follow the stream."""
+        if not self.catalogue.get("rollback_phase"):
+            return None
+        return records.decode(self.catalogue.get("rollback_destination"), Destination)
+
+    def resume(self) -> None:
+        """Give the disks back what the rollback overwrote; applying goes on after it."""
+        with self.apply_lock:
+            if self._rollback is None:
+                raise ConflictError("the replica's disks are not open")
+            self._give_back()
+
+    def _give_back(self) -> None:
+        if self._rollback is not None and self._rollback.phase:
+            self._rollback.give_back()
+
+    def commit(self) -> None:
+        """Abandon the points newer than the prepared one and close the journal for this direction; may be repeated."""
+        with self.apply_lock:
+            destination = self.destination
+            with self.catalogue.transaction():
+                if destination is not None:
+                    self.catalogue.abandon_after(destination.base_ordinal)
+                self.catalogue.set("state", "committed")
+
+    def view(self, point_id: str, disk_index: int) -> View:
+        """One disk as it was at the point. Close it soon: points are not thinned while a view is open."""
+        with self.apply_lock:
+            entry = self._entry(point_id)
+            self._views += 1
+            place = ViewPlace(
+                lambda: self._files_since(entry.ordinal), self.apply_lock, self.directory, self._view_closed
+            )
+            return View(disk_index, self._devices[disk_index], place)
+
+    def _view_closed(self) -> None:
+        with self.apply_lock:
+            self._views -= 1
+
+    def _entry(self, point_id: str) -> CataloguedPoint:
+        for entry in self.catalogue.points():
+            if entry.point.point_id == point_id and not entry.point.abandoned:
+                return entry
+        raise NotFoundError(f"there is no recovery point {point_id}")
+
+    def _files_since(self, ordinal: int) -> list[tuple[Path, int]]:
+        names = [interval.file for interval in self.catalogue.intervals() if interval.first_ordinal >= ordinal]
+        if self.catalogue.get("rollback_phase"):
+            names.append(RETURN_FILE)
+        paths = [self._folder.path(name) for name in names]
+        return [(path, path.stat().st_size) for path in paths]
+
+    # --- room -------------------------------------------------------------------------------------------------------
+
+    def thin(self) -> int:
+        """Drop what the policy does not keep: points, and redo behind its window. Returns the points dropped."""
+        dropped = 0
+        with self.apply_lock:
+            applied = self.catalogue.applied
+            self.redo.free(applied.ordinal, time.time() - self.policy.redo_window_seconds)
+            if self._views or self.catalogue.get("rollback_phase") or self.catalogue.get("state") != "attached":
+                return 0
+            history_ns = self.policy.recovery_point_history_minutes * retention.MINUTE_NS
+            self.catalogue.forget_gaps(applied.wall_ns - history_ns)
+            for point_id in retention.to_drop(
+                self.points(), applied.wall_ns, self.policy.recovery_point_history_minutes
+            ):
+                merge.drop_point(self._folder, self.catalogue, point_id)
+                dropped += 1
+        return dropped
+
+    def drop_point(self, point_id: str) -> None:
+        with self.apply_lock:
+            merge.drop_point(self._folder, self.catalogue, point_id)
+
+    @property
+    def size_bytes(self) -> int:
+        """Redo and undo files."""
+        total = self.redo.size_bytes
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.directory / "undo") as entries:
+            total += sum(entry.stat().st_size for entry in entries)
+        return total
+
+    def close(self) -> None:
+        """Let go of everything; nothing has to be done for safety."""
+        with self.apply_lock, self._landing_lock:
+            if self._applier is not None:
+                self._applier.close()
+            self._applier = self._rollback = None
+            if self._readers is not None:
+                self._readers.shutdown()
+                self._readers = None
+            self.redo.close()
+            self.catalogue.close()

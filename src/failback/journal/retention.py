@@ -1,0 +1,39 @@
+"""Which recovery points are dropped (D14). Pure: points in, ids out.
+
+Age is counted from the newest batch that was applied, on the source's clock: a replication that stands still loses no
+points. The newest point is never dropped: in a pass it is the last consistent one, before the first pass it is *before
+reprotect*. Older than the policy's history: dropped. Older than two hours: one crash-consistent point an hour stays, and
+every app-consistent one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from failback.model.ids import PointId
+from failback.model.points import PointKind, RecoveryPoint
+
+FULL_DETAIL_NS = 2 * 3600 * 1_000_000_000
+SLOT_NS = 3600 * 1_000_000_000
+MINUTE_NS = 60 * 1_000_000_000
+
+
+def to_drop(points: Sequence[RecoveryPoint], newest_wall_ns: int, history_minutes: int) -> list[PointId]:
+    """``points`` oldest first."""
+    living = [point for point in points if not point.abandoned]
+    if len(living) < 2:
+        return []
+    dropped: list[PointId] = []
+    kept_slot = newest_slot = None
+    for point in reversed(living[:-1]):
+        age_ns = newest_wall_ns - point.wall_ns
+        if age_ns > history_minutes * MINUTE_NS:
+            dropped.append(point.point_id)
+            continue
+        if age_ns <= FULL_DETAIL_NS or point.kind is not PointKind.CRASH_CONSISTENT:
+            continue
+        newest_slot = point.wall_ns // SLOT_NS
+        if newest_slot == kept_slot:
+            dropped.append(point.point_id)
+        kept_slot = newest_slot
+    return dropped[::-1]

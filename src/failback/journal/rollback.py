@@ -1,0 +1,188 @@
+"""The disks to a point, and back again (D15). Journaled, restartable, and nothing is lost before the commit.
+
+Phases, kept in the catalogue::
+
+    (none) --roll--> rolling --disks are at the point--> rolled --give_back--> returning --> (none)
+
+Rolling puts every block back that an interval after the point saved, the oldest content first found, then replays redo
+forward when the target lies between two points. What it overwrites is saved in ``undo/return.undo`` first, durably, so
+that ``give_back`` makes the disks again what they were: at the applied position. Each phase may be repeated after a
+crash: what it writes depends only on files that it does not change, and the return file keeps the first content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from failback.errors import ConflictError
+from failback.journal import last_write
+from failback.journal.applier import Payloads, Target, decode, payload_of, write_pieces
+from failback.journal.catalogue import Catalogue
+from failback.journal.format import UNDO_BLOCK_BYTES
+from failback.journal.redo import RedoLog
+from failback.journal.undo import (
+    Blocks,
+    Preserver,
+    SavedBlocks,
+    UndoFolder,
+    add_ids,
+    read_records,
+    select,
+    write_blocks,
+    write_runs,
+)
+from failback.model.points import PointChoice, RecoveryPoint
+from failback.runtime import faults, records
+
+RETURN_FILE = "undo/return.undo"
+_RETURN_NUMBER = 0
+_STRETCH_BYTES = 8 << 20
+
+Progress = Callable[[int, int], None]
+Contents = list[tuple[int, Blocks, "np.typing.NDArray[np.uint8]"]]
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """``base_ordinal``: of the point to undo to; ``ordinal``: of the batch to redo forward to (equal for a point)."""
+
+    choice: PointChoice
+    point: RecoveryPoint
+    base_ordinal: int
+    ordinal: int
+    bytes_rolled_back: int = 0
+
+
+class Rollback:
+    """The caller has settled the applier and lets it rest while ``phase`` is not empty."""
+
+    def __init__(self, folder: UndoFolder, catalogue: Catalogue, redo: RedoLog, target: Target) -> None:
+        self._folder = folder
+        self._catalogue = catalogue
+        self._redo = redo
+        self._target = target
+
+    @property
+    def phase(self) -> str:
+        return self._catalogue.get("rollback_phase") or ""
+
+    @property
+    def destination(self) -> Destination | None:
+        stored = self._catalogue.get("rollback_destination")
+        return records.decode(stored, Destination) if stored and self.phase else None
+
+    def recover(self) -> None:
+        """After a start: finish what a crash interrupted."""
+        if self.phase == "rolling":
+            self._roll(lambda done, total: None)
+        elif self.phase == "returning":
+            self.give_back()
+        elif not self.phase:
+            self._folder.path(RETURN_FILE).unlink(missing_ok=True)
+
+    def roll(self, destination: Destination, progress: Progress) -> Destination:
+        """Bring the disks to the destination; returns it with the bytes rolled back."""
+        if self.phase:
+            raise ConflictError("the disks are already at a chosen point", remedy="resume the replica first")
+        self._folder.path(RETURN_FILE).unlink(missing_ok=True)
+        with self._catalogue.transaction():
+            self._catalogue.set("rollback_phase", "rolling")
+            self._catalogue.set("rollback_destination", records.encode(destination))
+        return self._roll(progress)
+
+    def _roll(self, progress: Progress) -> Destination:
+        destination = self.destination
+        if destination is None:
+            raise ConflictError("no destination is recorded for the rollback")
+        file = self._folder.open(RETURN_FILE, _RETURN_NUMBER)
+        preserver = Preserver(file, self._target.devices, self._target.readers)
+        try:
+            written = self._undo(destination, preserver, progress)
+            if destination.ordinal > destination.base_ordinal:
+                self._redo_forward(destination, preserver)
+        finally:
+            file.close()
+        self._target.flush()
+        done = Destination(
+            destination.choice, destination.point, destination.base_ordinal, destination.ordinal, written
+        )
+        with self._catalogue.transaction():
+            self._catalogue.set("rollback_phase", "rolled")
+            self._catalogue.set("rollback_destination", records.encode(done))
+        return done
+
+    def _undo(self, destination: Destination, preserver: Preserver, progress: Progress) -> int:
+        done = SavedBlocks()
+        stretch: Contents = []
+        size = written = seen = 0
+        intervals = [item for item in self._catalogue.intervals() if item.first_ordinal >= destination.base_ordinal]
+        paths = [self._folder.path(interval.file) for interval in intervals]
+        total = sum(path.stat().st_size for path in paths)
+        for path in paths:  # the oldest first: the first content found for a block is the one at the point
+            for record in read_records(path):
+                for disk, ids, content in select(record, done, present=False):
+                    add_ids(done, disk, ids)
+                    stretch.append((disk, ids, content))
+                    size += content.nbytes
+                seen += record.header.body_bytes
+                if size >= _STRETCH_BYTES:
+                    written += self._overwrite(stretch, preserver)
+                    stretch, size = [], 0
+                    progress(seen, total)
+        written += self._overwrite(stretch, preserver)
+        progress(total, total)
+        return written
+
+    def _overwrite(self, stretch: Contents, preserver: Preserver) -> int:
+        for disk in sorted({entry[0] for entry in stretch}):
+            ids = np.sort(np.concatenate([entry[1] for entry in stretch if entry[0] == disk]))
+            size_bytes = self._target.devices[disk].size_bytes
+            preserver.preserve(disk, ids * UNDO_BLOCK_BYTES, np.minimum((ids + 1) * UNDO_BLOCK_BYTES, size_bytes))
+        preserver.sync()
+        faults.point("rollback.after_save")
+        written = 0
+        for disk, ids, content in stretch:
+            written += write_blocks(self._target.devices[disk], ids, content)
+            faults.point("rollback.mid")
+        return written
+
+    def _redo_forward(self, destination: Destination, preserver: Preserver) -> None:
+        for record in self._redo.read_after(destination.base_ordinal):
+            if record.ordinal > destination.ordinal:
+                break
+            if record.item.header.extents_bytes == 0:
+                continue
+            batch = decode(record)
+            resolved = last_write.resolve([last_write.extent_table(batch.extents)])
+            for disk, pieces in resolved.items():
+                preserver.preserve(disk, pieces.offset, pieces.end)
+            preserver.sync()
+            payloads = Payloads([payload_of(batch)])
+            for disk, pieces in resolved.items():
+                write_pieces(self._target.devices[disk], pieces, payloads)
+
+    def give_back(self) -> None:
+        """Make the disks again what they were before rolling: at the applied position."""
+        if not self.phase:
+            return
+        self._catalogue.set("rollback_phase", "returning")
+        path = self._folder.path(RETURN_FILE)
+        self._folder.open(RETURN_FILE, _RETURN_NUMBER).close()  # cuts a torn tail: its blocks were not overwritten
+        for record in read_records(path):
+            write_runs(self._target.devices, record.runs, record.load())
+            faults.point("rollback.returning")
+        self._target.flush()
+        with self._catalogue.transaction():
+            self._catalogue.set("rollback_phase", "")
+            self._catalogue.set("rollback_destination", None)
+        path.unlink(missing_ok=True)
+
+    def forget(self) -> None:
+        """After a commit: the way back is no longer needed."""
+        with self._catalogue.transaction():
+            self._catalogue.set("rollback_phase", "")
+            self._catalogue.set("rollback_destination", None)
+        self._folder.path(RETURN_FILE).unlink(missing_ok=True)

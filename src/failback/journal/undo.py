@@ -1,0 +1,357 @@
+"""Undo: blocks as they were before an interval's first overwrite, durable before that overwrite (D13).
+
+An undo file belongs to one interval between recovery points (or to a rollback, whose undo is what a return needs).
+:class:`SavedBlocks` knows which 4 KiB blocks the file holds; it is rebuilt from the file after a crash, before any replay.
+:class:`Preserver` joins the two: ``preserve`` saves what is not saved yet, ``sync`` makes it durable.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+from failback.block.device import BlockDevice
+from failback.block.raw import storage_error, sync_directory
+from failback.errors import IntegrityError
+from failback.journal import format as layout
+from failback.journal.format import UNDO_BLOCK_BYTES, UNDO_CHUNK_BLOCKS, RunKind, UndoCodec
+from failback.journal.redo import write_all
+from failback.runtime import faults
+
+RUN_DTYPE = np.dtype(layout.RUN_DTYPE)
+REGION_BLOCKS = 32768
+_HOLE_SEARCH_BLOCKS = 16
+_OUTSTANDING_CHUNKS = 24
+_HOLE_STRIDE_BLOCKS = 1 << 20
+
+Blocks = npt.NDArray[np.int64]
+Runs = npt.NDArray[np.void]
+
+
+class SavedBlocks:
+    """A sparse set of (disk, block): 4 KiB of bits for each touched region of 128 MiB."""
+
+    def __init__(self) -> None:
+        self._regions: dict[tuple[int, int], npt.NDArray[np.uint8]] = {}
+
+    def mask(self, disk: int, region: int) -> npt.NDArray[np.bool_]:
+        bits = self._regions.get((disk, region))
+        if bits is None:
+            return np.zeros(REGION_BLOCKS, np.bool_)
+        return np.unpackbits(bits).view(np.bool_)
+
+    def add_mask(self, disk: int, region: int, mask: npt.NDArray[np.bool_]) -> None:
+        self._regions[disk, region] = np.packbits(self.mask(disk, region) | mask)
+
+    def add_runs(self, runs: Runs) -> None:
+        for disk, _, _, blocks, first in runs.tolist():
+            for region in range(first // REGION_BLOCKS, (first + blocks - 1) // REGION_BLOCKS + 1):
+                begin = region * REGION_BLOCKS
+                mask = np.zeros(REGION_BLOCKS, np.bool_)
+                mask[max(first - begin, 0) : min(first + blocks - begin, REGION_BLOCKS)] = True
+                self.add_mask(disk, region, mask)
+
+
+@dataclass(frozen=True, slots=True)
+class UndoRecord:
+    """One record of a file; ``load`` reads and decodes its content when it is needed."""
+
+    path: Path
+    offset: int
+    header: layout.UndoRecordHeader
+    runs: Runs
+
+    def load(self) -> memoryview:
+        """The DATA runs' content. Raises IntegrityError."""
+        with self.path.open("rb") as stream:
+            stream.seek(self.offset + layout.UNDO_RECORD_BYTES)
+            body = stream.read(self.header.body_bytes)
+        if len(body) != self.header.body_bytes or layout.body_checksum(body) != self.header.body_checksum:
+            raise IntegrityError(f"{self.path}: the record at {self.offset} is damaged", code="UndoDamaged")
+        stored = memoryview(body)[self.header.runs * layout.RUN_BYTES :]
+        if self.header.codec is UndoCodec.RAW:
+            return stored
+        return memoryview(zstandard.ZstdDecompressor().decompress(stored, max_output_size=self.header.raw_bytes))
+
+
+def read_records(path: Path, start: int = layout.FILE_HEADER_BYTES) -> Iterator[UndoRecord]:
+    """Whole records from byte ``start`` on; ends at the first torn one. Contents are proven by ``load``."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        offset = start
+        while True:
+            stream.seek(offset)
+            header = layout.parse_undo_record(stream.read(layout.UNDO_RECORD_BYTES))
+            if header is None or offset + layout.UNDO_RECORD_BYTES + header.body_bytes > size:
+                return
+            runs = np.frombuffer(stream.read(header.runs * layout.RUN_BYTES), RUN_DTYPE)
+            yield UndoRecord(path, offset, header, runs)
+            offset += layout.UNDO_RECORD_BYTES + header.body_bytes
+
+
+def pack_record(disk: int, ids: Blocks, content: npt.NDArray[np.uint8], interval_id: int) -> tuple[bytes, Runs]:
+    """A record of the blocks ``ids`` (ascending) with ``content`` (n x 4096); zero blocks carry no content."""
+    filled = content.view(np.uint64).any(axis=1)
+    kinds = np.where(filled, int(RunKind.DATA), int(RunKind.ZERO))
+    breaks = np.flatnonzero((np.diff(ids) != 1) | (np.diff(kinds) != 0)) + 1
+    first = np.concatenate([[0], breaks])
+    runs = np.zeros(len(first), RUN_DTYPE)
+    runs["disk"] = disk
+    runs["kind"] = kinds[first]
+    runs["first"] = ids[first]
+    runs["blocks"] = np.diff(np.concatenate([first, [len(ids)]]))
+    raw = content[filled].tobytes()
+    return join_record(runs, raw, interval_id), runs
+
+
+_local = threading.local()
+
+
+def join_record(runs: Runs, raw: bytes, interval_id: int) -> bytes:
+    """A whole record: header, run table, content (zstd level 1 where it shrinks)."""
+    if not hasattr(_local, "compressor"):
+        _local.compressor = zstandard.ZstdCompressor(level=1)
+    stored, codec = raw, UndoCodec.RAW
+    if raw:
+        packed = _local.compressor.compress(raw)
+        if len(packed) < len(raw):
+            stored, codec = packed, UndoCodec.ZSTD
+    table = runs.tobytes()
+    checksum = layout.body_checksum(table, stored)
+    header = layout.UndoRecordHeader(codec, len(runs), len(stored), len(raw), interval_id, checksum)
+    return layout.pack_undo_record(header) + table + stored
+
+
+class UndoFile:
+    """An undo file that is being written. Opening cuts a torn tail and gives the set of saved blocks."""
+
+    def __init__(self, path: Path, machine_id: str, incarnation: str, interval_id: int) -> None:
+        self.path = path
+        self.interval_id = interval_id
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if os.fstat(self._fd).st_size < layout.FILE_HEADER_BYTES:
+                header = layout.FileHeader(layout.UNDO_FILE_MAGIC, machine_id, incarnation, interval_id, 0)
+                write_all(self._fd, [layout.pack_file_header(header)], 0)
+                os.fdatasync(self._fd)
+                sync_directory(path.parent)
+        except OSError as error:
+            raise storage_error(f"cannot open {path}", error) from error
+        self.saved = SavedBlocks()
+        self.size_bytes = self._scan(incarnation)
+        self.synced_bytes = self.size_bytes
+
+    def _scan(self, incarnation: str) -> int:
+        found = layout.parse_file_header(
+            os.pread(self._fd, layout.FILE_HEADER_BYTES, 0), layout.UNDO_FILE_MAGIC, str(self.path)
+        )
+        if found.incarnation != incarnation or found.number != self.interval_id:
+            raise IntegrityError(f"{self.path} belongs to another journal or interval")
+        good = layout.FILE_HEADER_BYTES
+        for record in read_records(self.path):
+            try:
+                record.load()
+            except IntegrityError:
+                break
+            self.saved.add_runs(record.runs)
+            good = record.offset + layout.UNDO_RECORD_BYTES + record.header.body_bytes
+        os.ftruncate(self._fd, good)
+        os.fdatasync(self._fd)
+        return good
+
+    def append(self, record: bytes) -> None:
+        """Durable after :meth:`sync`. Raises OutOfSpaceError, StorageError."""
+        try:
+            write_all(self._fd, [record], self.size_bytes)
+        except OSError as error:
+            raise storage_error(f"cannot append to {self.path}", error) from error
+        self.size_bytes += len(record)
+        faults.point("undo.after_write")
+
+    def sync(self) -> None:
+        if self.synced_bytes == self.size_bytes:
+            return
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            raise storage_error(f"cannot make {self.path} durable", error) from error
+        self.synced_bytes = self.size_bytes
+        faults.point("undo.after_sync")
+
+    def cut_back(self) -> None:
+        """After a failure: forget what is not known to be durable."""
+        os.ftruncate(self._fd, self.synced_bytes)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+@dataclass(frozen=True, slots=True)
+class UndoFolder:
+    """Where a journal's undo files lie and whose they are; names are relative to the journal's directory."""
+
+    directory: Path
+    machine_id: str
+    incarnation: str
+
+    def path(self, name: str) -> Path:
+        return self.directory / name
+
+    def open(self, name: str, number: int) -> UndoFile:
+        return UndoFile(self.path(name), self.machine_id, self.incarnation, number)
+
+
+class Preserver:
+    """Saves the old content of blocks that are about to be overwritten, each once for the file's life.
+
+    After any exception the object is of no use: cut the file back and open it again.
+    """
+
+    def __init__(self, file: UndoFile, devices: Mapping[int, BlockDevice], readers: Executor) -> None:
+        self.file = file
+        self._devices = devices
+        self._readers = readers
+
+    def preserve(self, disk: int, start: Blocks, end: Blocks) -> int:
+        """Save the blocks that the byte ranges [start, end) touch, unless saved. Sorted, disjoint ranges.
+
+        Returns the bytes saved. Durable after ``sync``.
+        """
+        first, last = start // UNDO_BLOCK_BYTES, (end - 1) // UNDO_BLOCK_BYTES
+        saved = 0
+        low = 0
+        region = int(first[0]) // REGION_BLOCKS if len(first) else 0
+        while low < len(first):
+            region = max(region, int(first[low]) // REGION_BLOCKS)
+            begin = region * REGION_BLOCKS
+            high = int(np.searchsorted(first, begin + REGION_BLOCKS))
+            mask = np.zeros(REGION_BLOCKS, np.bool_)
+            mine = zip((first[low:high] - begin).tolist(), (last[low:high] - begin + 1).tolist(), strict=True)
+            for begin_block, end_block in mine:
+                mask[max(begin_block, 0) : end_block] = True
+            saved += self._preserve_region(disk, region, mask)
+            while low < high and int(last[low]) < begin + REGION_BLOCKS:
+                low += 1
+            region += 1
+        return saved
+
+    def _preserve_region(self, disk: int, region: int, mask: npt.NDArray[np.bool_]) -> int:
+        mask &= ~self.file.saved.mask(disk, region)
+        ids: Blocks = np.flatnonzero(mask) + region * REGION_BLOCKS
+        if len(ids) == 0:
+            return 0
+        outstanding: deque[Future[bytes]] = deque()
+        for begin in range(0, len(ids), UNDO_CHUNK_BLOCKS):
+            chunk = ids[begin : begin + UNDO_CHUNK_BLOCKS]
+            outstanding.append(self._readers.submit(self._read_chunk, disk, chunk))
+            if len(outstanding) >= _OUTSTANDING_CHUNKS:
+                self.file.append(outstanding.popleft().result())
+        while outstanding:
+            self.file.append(outstanding.popleft().result())
+        self.file.saved.add_mask(disk, region, mask)
+        return len(ids) * UNDO_BLOCK_BYTES
+
+    def _read_chunk(self, disk: int, ids: Blocks) -> bytes:
+        content = read_blocks(self._devices[disk], ids)
+        return pack_record(disk, ids, content, self.file.interval_id)[0]
+
+    def sync(self) -> None:
+        self.file.sync()
+
+
+def read_blocks(device: BlockDevice, ids: Blocks) -> npt.NDArray[np.uint8]:
+    """The blocks' content, n x 4096, neighbours in one read, holes without reading; behind the disk's end zeroes."""
+    content = np.zeros((len(ids), UNDO_BLOCK_BYTES), np.uint8)
+    view = memoryview(content.data).cast("B")
+    breaks = np.flatnonzero(np.diff(ids) != 1) + 1
+    firsts = [0, *breaks.tolist()]
+    for begin, stop in zip(firsts, [*firsts[1:], len(ids)], strict=True):
+        offset = int(ids[begin]) * UNDO_BLOCK_BYTES
+        length = min((stop - begin) * UNDO_BLOCK_BYTES, device.size_bytes - offset)
+        ranges = device.data_ranges(offset, length) if stop - begin >= _HOLE_SEARCH_BLOCKS else [(offset, length)]
+        for place, part in ranges:
+            at = begin * UNDO_BLOCK_BYTES + place - offset
+            device.read_into(place, view[at : at + part])
+    return content
+
+
+def write_runs(device_of: Mapping[int, BlockDevice], runs: Runs, content: memoryview) -> int:
+    """Put old content back: every run of the table, in its order. Returns the bytes written."""
+    place = written = 0
+    for disk, kind, _, blocks, first in runs.tolist():
+        device = device_of[disk]
+        offset = first * UNDO_BLOCK_BYTES
+        length = min(blocks * UNDO_BLOCK_BYTES, device.size_bytes - offset)
+        if kind == RunKind.DATA:
+            device.write(offset, content[place : place + length])
+            place += blocks * UNDO_BLOCK_BYTES
+        else:
+            device.zero(offset, length)
+        written += length
+    return written
+
+
+def write_blocks(device: BlockDevice, ids: Blocks, content: npt.NDArray[np.uint8]) -> int:
+    """Write blocks (ascending ids, n x 4096), neighbours in one call and zeroes as holes. Returns the bytes."""
+    filled = np.asarray(content.view(np.uint64).any(axis=1))
+    kinds = filled.astype(np.int8)
+    breaks = np.flatnonzero((np.diff(ids) != 1) | (np.diff(kinds) != 0)) + 1
+    firsts = [0, *breaks.tolist()]
+    flat = memoryview(np.ascontiguousarray(content).data).cast("B")
+    written = 0
+    for begin, stop in zip(firsts, [*firsts[1:], len(ids)], strict=True):
+        offset = int(ids[begin]) * UNDO_BLOCK_BYTES
+        length = min((stop - begin) * UNDO_BLOCK_BYTES, device.size_bytes - offset)
+        if filled[begin]:
+            at = begin * UNDO_BLOCK_BYTES
+            device.write(offset, flat[at : at + length])
+        else:
+            device.zero(offset, length)
+        written += length
+    return written
+
+
+def add_ids(blocks: SavedBlocks, disk: int, ids: Blocks) -> None:
+    """Add ascending block ids that lie in one region each or in neighbouring ones."""
+    regions = ids // REGION_BLOCKS
+    for region in np.unique(regions).tolist():
+        mask = np.zeros(REGION_BLOCKS, np.bool_)
+        mask[ids[regions == region] - region * REGION_BLOCKS] = True
+        blocks.add_mask(disk, region, mask)
+
+
+def select(
+    record: UndoRecord, wanted: SavedBlocks, *, present: bool
+) -> Iterator[tuple[int, Blocks, npt.NDArray[np.uint8]]]:
+    """(disk, block ids, contents) of the record's blocks that are (``present``) or are not in the set ``wanted``."""
+    content: memoryview | None = None
+    place = 0
+    for disk, kind, _, blocks, first in record.runs.tolist():
+        begin = place
+        if kind == RunKind.DATA:
+            place += blocks * UNDO_BLOCK_BYTES
+        for low in range(first, first + blocks, REGION_BLOCKS):
+            low_end = min(first + blocks, (low // REGION_BLOCKS + 1) * REGION_BLOCKS)
+            region = low // REGION_BLOCKS
+            whole_mask: npt.NDArray[np.bool_] = wanted.mask(disk, region)
+            mask = whole_mask[low - region * REGION_BLOCKS : low_end - region * REGION_BLOCKS]
+            ids: Blocks = np.flatnonzero(mask if present else np.logical_not(mask)) + low
+            if len(ids) == 0:
+                continue
+            if kind == RunKind.DATA:
+                content = record.load() if content is None else content
+                whole = np.frombuffer(content[begin : begin + blocks * UNDO_BLOCK_BYTES], np.uint8)
+                yield disk, ids, whole.reshape(-1, UNDO_BLOCK_BYTES)[ids - first]
+            else:
+                yield disk, ids, np.zeros((len(ids), UNDO_BLOCK_BYTES), np.uint8)
