@@ -50,6 +50,7 @@ def _properties(vault: Vault, job: JobRow, item_name: str, full: bool) -> dict[s
             "startedBy": job.started_by,
             "cancelRequested": job.cancel_requested,
             "itemName": item_name,
+            "parentJobId": job.parent_job_id,
         },
     }
 

@@ -1,0 +1,178 @@
+"""``failback item import | list | show | disable``: machines that failed over, and how their protection stands."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from failback.cli import watch
+from failback.cli.client import ITEMS, Api
+from failback.cli.output import (
+    AsJson,
+    ItemName,
+    NoWait,
+    Yes,
+    confirm,
+    duration,
+    moment,
+    only,
+    print_json,
+    print_pairs,
+    print_table,
+    server,
+    size,
+    tell,
+)
+
+app = typer.Typer(no_args_is_help=True, help="Protected machines: import, list, show.")
+
+Place = Annotated[str, typer.Option(metavar="[FABRIC:]MACHINE", help="Name or id of the machine in its fabric.")]
+
+
+@app.command("import")
+def import_item(
+    name: ItemName,
+    on_premises: Place = "",
+    cloud: Place = "",
+    agent: Annotated[str, typer.Option(help="Its mobility service, when its hardware id does not tell.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Register a machine that failed over: where it came from and where it runs now.
+
+    Without --on-premises or --cloud the machine of the item's name is looked for in the one fabric of that side.
+    """
+    with server() as api:
+        details: dict[str, Any] = {
+            "instanceType": "FailbackImport",
+            "onPremises": _place(api, on_premises or name, "onprem", "--on-premises"),
+            "cloud": _place(api, cloud or name, "cloud", "--cloud"),
+            "agentComponentId": agent,
+        }
+        item = api.put(f"{ITEMS}/{name}", {"properties": {"providerSpecificDetails": details}})
+    if as_json:
+        print_json(item)
+        return
+    own = item["properties"]["providerSpecificDetails"]["failback"]
+    tell(f"{name} is registered: it runs in {_spoken(own['cloud'])} and came from {_spoken(own['onPremises'])}")
+    _print_disks(item)
+
+
+def _place(api: Api, text: str, side: str, option: str) -> dict[str, str]:
+    fabric, separator, machine = text.partition(":")
+    if separator:
+        return {"fabric": fabric, "machine": machine}
+    fabrics = api.every("/replicationFabrics")
+    sites = [one for one in fabrics if one["properties"]["customDetails"].get("site") == side]
+    fabric = only(sites, lambda one: str(one["name"]), f"{side} fabric", f"{option} FABRIC:MACHINE")
+    return {"fabric": fabric, "machine": text}
+
+
+def _spoken(place: dict[str, str]) -> str:
+    return f"{place['fabric']} ({place['machine']})"
+
+
+@app.command("list")
+def list_items(as_json: AsJson = False) -> None:
+    """All items and their state."""
+    with server() as api:
+        items = api.every(ITEMS)
+    if as_json:
+        print_json(items)
+        return
+    rows = []
+    for item in items:
+        properties = item["properties"]
+        details = properties["providerSpecificDetails"]
+        rows.append(
+            (
+                item["name"],
+                properties["protectionState"],
+                details["activeSiteType"],
+                properties["replicationHealth"],
+                duration(details["rpoInSeconds"]),
+                _scenario(properties),
+            )
+        )
+    print_table(("name", "state", "runs at", "health", "rpo", "job"), rows, "no items; see failback item import")
+
+
+def _scenario(properties: dict[str, Any]) -> str:
+    scenario = properties["currentScenario"]
+    return (
+        "-" if scenario["scenarioName"] == "None" else f"{scenario['scenarioName']} {scenario['jobId'].split('/')[-1]}"
+    )
+
+
+@app.command()
+def show(name: ItemName, as_json: AsJson = False) -> None:
+    """Everything about one item: state, disks, lag, what may be done."""
+    with server() as api:
+        item = api.get(f"{ITEMS}/{name}")
+    if as_json:
+        print_json(item)
+        return
+    properties = item["properties"]
+    details = properties["providerSpecificDetails"]
+    own = details["failback"]
+    lag = own["lagMilliseconds"]
+    print_pairs(
+        [
+            ("name", item["name"]),
+            ("state", f"{properties['protectionState']} ({properties['protectionStateDescription']})"),
+            ("runs at", f"{details['activeSiteType']}, direction {own['direction']}"),
+            ("health", properties["replicationHealth"]),
+            ("allowed", ", ".join(properties["allowedOperations"]) or "nothing now"),
+            ("job", _scenario(properties)),
+            ("cloud", _spoken(own["cloud"])),
+            ("on premises", _spoken(own["onPremises"])),
+            ("agent", f"{own['capture']['state']}, last heard {moment(details['lastHeartbeat'])}"),
+            ("process server", own["processServer"] or "-"),
+            ("master target", own["masterTarget"] or "-"),
+            ("retention", own["retentionVolume"] or "-"),
+            ("recovery points", f"{own['recoveryPoints']}, newest {moment(details['retentionWindowEnd'])}"),
+            ("rpo", duration(details["rpoInSeconds"])),
+            ("lag", f"p50 {lag['p50']:.0f} ms, p99 {lag['p99']:.0f} ms" if lag else "-"),
+            ("changed / sent", f"{size(own['bytesChanged'])} / {size(own['bytesSent'])}"),
+            ("waiting", f"{size(own['stream']['backlogBytes'])} at the machine, {size(own['stream']['spooledBytes'])} spooled"),
+            ("gap", own["gap"] or "none"),
+        ]
+    )  # fmt: skip
+    for error in properties["healthErrors"]:
+        tell(f"{error['errorLevel'].lower()} {error['errorCode']}: {error['errorMessage']}")
+        if error["recommendedAction"]:
+            tell(f"  what to do: {error['recommendedAction']}")
+    _print_disks(item)
+
+
+def _print_disks(item: dict[str, Any]) -> None:
+    disks = item["properties"]["providerSpecificDetails"]["protectedDisks"]
+    rows = [
+        (
+            disk["diskName"],
+            size(disk["diskCapacityInBytes"]),
+            disk["onPremisesPath"] + (" (will be created)" if disk["created"] else ""),
+            disk["protectionStage"] or "-",
+            f"{disk['resyncProgressPercentage']} %",
+            size(disk["resyncTotalTransferredBytes"]),
+        )
+        for disk in disks
+    ]
+    print_table(("disk", "size", "on premises", "stage", "in step", "sent"), rows)
+
+
+@app.command()
+def disable(name: ItemName, yes: Yes = False, no_wait: NoWait = False, as_json: AsJson = False) -> None:
+    """End the protection: replication stops, the replica's disks stay as they are."""
+    statement = [
+        f"The protection of {name} ends: replication stops and its recovery points cannot be used any more.",
+        "The machine goes on running where it is; the on-premises disks stay as they are.",
+    ]
+    confirm(statement, "Disable the protection?", yes)
+    body = {"properties": {"disableProtectionReason": "NotSpecified"}}
+    with server() as api:
+        job_id = api.start(f"{ITEMS}/{name}/remove", body)
+        if no_wait:
+            print_json({"jobId": job_id}) if as_json else typer.echo(job_id)
+        else:
+            watch.follow_all(api, job_id, as_json=as_json)

@@ -1,0 +1,102 @@
+"""The ``failback`` command: composes the nouns and ways of ``failback.cli`` into one Typer application.
+
+``run`` returns the process's exit status (see ``output`` for their meanings). ``failback serve`` is dispatched before this
+module is imported; it is listed here only for ``--help``.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from failback import __version__
+from failback.cli import component, event, item, job, mobility, operation, output, point
+
+app = typer.Typer(
+    name="failback",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Brings failed-over machines home: reprotect, fail back, commit or cancel.",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"failback {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def connect(
+    server: Annotated[
+        str | None, typer.Option(help="Configuration server: https://HOST[:PORT]. [FAILBACK_SERVER]")
+    ] = None,
+    ca_file: Annotated[str | None, typer.Option(help="Its CA certificate. [FAILBACK_CA_FILE]")] = None,
+    token_file: Annotated[str | None, typer.Option(help="The administrator token. [FAILBACK_TOKEN_FILE]")] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Settings may also stand in ~/.config/failback/cli.toml (server, ca_file, token_file)."""
+    output.connection.update(server=server, ca_file=ca_file, token_file=token_file)
+
+
+app.add_typer(item.app, name="item")
+app.command()(operation.readiness)
+app.command()(operation.reprotect)
+app.command()(point.points)
+app.add_typer(point.app, name="point")
+app.command()(operation.failback)
+app.command()(operation.commit)
+app.command()(operation.cancel)
+app.add_typer(job.app, name="job")
+app.add_typer(component.app, name="component")
+app.add_typer(event.app, name="event")
+app.add_typer(mobility.app, name="mobility")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(context: typer.Context) -> None:
+    """Run one role: failback serve ROLE --config FILE."""
+    from failback import __main__
+
+    sys.argv = ["failback", "serve", *context.args]
+    raise typer.Exit(__main__.main())
+
+
+def _mount_lab() -> None:
+    """The lab brings its own commands; it is not part of every installation."""
+    try:
+        from failback.lab.cli import app as lab
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("failback.lab"):
+            raise
+        return
+    app.add_typer(lab, name="lab")
+
+
+_mount_lab()
+
+
+def run() -> int:
+    """Run the command of ``sys.argv``; returns its exit status."""
+    try:
+        status = app(standalone_mode=False)
+    except typer.Abort:
+        output.tell("interrupted; a job that was started goes on (failback job list)")
+        return 130
+    except Exception as error:
+        return _usage_error(error)
+    return status if isinstance(status, int) else 0
+
+
+def _usage_error(error: Exception) -> int:
+    """Click's own errors (a wrong option) are printed by themselves and are status 2; anything else is a defect."""
+    show = getattr(error, "show", None)
+    if show is None:
+        raise error
+    show()
+    return output.USAGE

@@ -1,0 +1,223 @@
+"""The ways of an item: ``readiness``, ``reprotect``, ``failback``, ``commit``, ``cancel``.
+
+Each change says first what it will do to the running machine and asks (``--yes`` answers), then starts a job and follows it.
+Interrupting the command does not interrupt the job.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from failback.cli import watch
+from failback.cli.client import ITEMS, Api
+from failback.cli.output import (
+    FAILED,
+    AsJson,
+    ItemName,
+    NoWait,
+    Yes,
+    age_seconds,
+    confirm,
+    duration,
+    moment,
+    only,
+    print_json,
+    print_table,
+    server,
+    tell,
+)
+from failback.errors import ConfigurationError
+
+ProcessServer = Annotated[str, typer.Option(help="Host name or id; may be left out when there is one.")]
+MasterTarget = Annotated[str, typer.Option(help="Host name or id; may be left out when there is one.")]
+RetentionVolume = Annotated[str, typer.Option(help="Name on the master target; may be left out when there is one.")]
+Datastore = Annotated[str, typer.Option(help="Where missing on-premises disks are created.")]
+
+
+def readiness(
+    name: ItemName,
+    *,
+    process_server: ProcessServer = "",
+    master_target: MasterTarget = "",
+    retention_volume: RetentionVolume = "",
+    datastore: Datastore = "",
+    as_json: AsJson = False,
+) -> None:
+    """Check everything that a reprotect needs; nothing is touched. Exit status 1 when a check fails."""
+    parameters = {
+        "processServer": process_server,
+        "masterTarget": master_target,
+        "retentionVolume": retention_volume,
+        "datastore": datastore,
+    }
+    with server() as api:
+        answer = api.get(f"{ITEMS}/{name}/readiness", parameters)
+    if as_json:
+        print_json(answer)
+    else:
+        rows = [(check["verdict"], check["name"], check["subject"], check["sentence"]) for check in answer["value"]]
+        print_table(("verdict", "check", "object", "finding"), rows)
+        for check in answer["value"]:
+            if check["verdict"] == "fail":
+                tell(f"{check['name']} ({check['code']}): {check['remedy']}")
+        tell("ready" if answer["ready"] else "not ready")
+    if not answer["ready"]:
+        raise typer.Exit(FAILED)
+
+
+def reprotect(
+    name: ItemName,
+    *,
+    process_server: ProcessServer = "",
+    master_target: MasterTarget = "",
+    retention_volume: RetentionVolume = "",
+    datastore: Datastore = "",
+    yes: Yes = False,
+    no_wait: NoWait = False,
+    as_json: AsJson = False,
+) -> None:
+    """Replicate a machine that runs in the cloud back to its on-premises disks."""
+    with server() as api:
+        item = api.get(f"{ITEMS}/{name}")
+        own = item["properties"]["providerSpecificDetails"]["failback"]
+        chosen = _chosen(api, process_server, master_target, retention_volume)
+        confirm(
+            [
+                f"{name} keeps running in {own['cloud']['fabric']} while it replicates to {own['onPremises']['fabric']}.",
+                f"The on-premises disks of {own['onPremises']['machine']} are overwritten where they differ; as they were,",
+                "they stay reachable as the recovery point BeforeReprotect. The on-premises machine must stay off.",
+            ],
+            f"Reprotect {name}?",
+            yes,
+        )
+        body = {
+            "properties": {
+                "failoverDirection": "RecoveryToPrimary",
+                "providerSpecificDetails": {
+                    "instanceType": "InMage",
+                    "profileId": item["properties"]["policyId"],
+                    "datastoreName": datastore,
+                    **chosen,
+                },
+            }
+        }
+        _run(api, f"{ITEMS}/{name}/reProtect", body, no_wait, as_json)
+
+
+def _chosen(api: Api, process_server: str, master_target: str, retention_volume: str) -> dict[str, str]:
+    """The servers as named, or the only ones there are."""
+    fabric = api.get("/replicationFabrics/configuration-server")["properties"]["customDetails"]
+    if not process_server:
+        servers = fabric["processServers"]
+        process_server = only(servers, lambda one: str(one["friendlyName"]), "process server", "--process-server")
+    targets = fabric["masterTargetServers"]
+    if not master_target:
+        master_target = only(targets, lambda one: str(one["name"]), "master target", "--master-target")
+    if not retention_volume:
+        target = next((one for one in targets if master_target in (one["name"], one["id"])), None)
+        volumes = target["retentionVolumes"] if target else []
+        retention_volume = only(
+            volumes, lambda one: str(one["volumeName"]), "retention volume", "--retention-volume"
+        )  # fmt: skip
+    return {"processServerId": process_server, "masterTargetId": master_target, "retentionDrive": retention_volume}
+
+
+def failback(
+    name: ItemName,
+    point: Annotated[
+        str, typer.Option(metavar="latest|latest-app-consistent|ID|TIME", help="The recovery point to go back to.")
+    ] = "latest",
+    yes: Yes = False,
+    no_wait: NoWait = False,
+    as_json: AsJson = False,
+) -> None:
+    """Stop the machine in the cloud and start it on premises; commit or cancel afterwards."""
+    with server() as api:
+        item = api.get(f"{ITEMS}/{name}")
+        points = api.every(f"{ITEMS}/{name}/recoveryPoints")
+        details, loss = point_input(point, points)
+        own = item["properties"]["providerSpecificDetails"]["failback"]
+        confirm(
+            [
+                f"{own['cloud']['machine']} in {own['cloud']['fabric']} is frozen, brought in step and powered off:",
+                "its downtime begins.",
+                f"{own['onPremises']['machine']} in {own['onPremises']['fabric']} is started. {loss}",
+                "Until the commit the on-premises disks are untouched: cancel brings the cloud machine back.",
+            ],
+            f"Fail {name} back?",
+            yes,
+        )
+        body = {
+            "properties": {
+                "failoverDirection": "PrimaryToRecovery",
+                "sourceSiteOperations": "Required",
+                "providerSpecificDetails": details,
+            }
+        }
+        _run(api, f"{ITEMS}/{name}/unplannedFailover", body, no_wait, as_json)
+
+
+def point_input(point: str, points: list[dict[str, Any]]) -> tuple[dict[str, Any], str]:
+    """The wire form of ``--point``, and what going there loses. Raises ConfigurationError for what is no point."""
+    if point == "latest":
+        return _inmage("LatestTime"), "Nothing that was acknowledged is lost."
+    if point == "latest-app-consistent":
+        newest = next(
+            (one for one in points if one["properties"]["recoveryPointType"] == "ApplicationConsistent"), None
+        )
+        if newest is None:
+            raise ConfigurationError(
+                "there is no app-consistent recovery point", remedy="failback point create NAME, or --point latest"
+            )
+        return _inmage("LatestTag"), _loss(newest["properties"]["recoveryPointTime"])
+    for one in points:
+        if one["name"] == point:
+            return _inmage("Custom", recoveryPointId=point), _loss(one["properties"]["recoveryPointTime"])
+    if point[:1].isdigit() and "T" in point:
+        return _inmage("Custom", recoveryPointTime=point), _loss(point)
+    raise ConfigurationError(
+        f"{point!r} is no recovery point of this item",
+        remedy="failback points NAME; or a time like 2026-11-23T03:15:00Z",
+    )
+
+
+def _inmage(kind: str, **more: str) -> dict[str, Any]:
+    return {"instanceType": "InMage", "recoveryPointType": kind, **more}
+
+
+def _loss(when: str) -> str:
+    return f"What changed since {moment(when)} ({duration(age_seconds(when))} ago) will not be there."
+
+
+def commit(name: ItemName, yes: Yes = False, no_wait: NoWait = False, as_json: AsJson = False) -> None:
+    """Keep a failback: merge what the machine wrote on premises; newer points and the way back are given up."""
+    statement = [
+        f"{name} stays on premises. What it wrote since the failback is merged into its disks.",
+        "The cloud machine stays off and cannot be gone back to by a cancel any more; other recovery points are dropped.",
+    ]
+    confirm(statement, f"Commit the failback of {name}?", yes)
+    with server() as api:
+        _run(api, f"{ITEMS}/{name}/failoverCommit", None, no_wait, as_json)
+
+
+def cancel(name: ItemName, yes: Yes = False, no_wait: NoWait = False, as_json: AsJson = False) -> None:
+    """Undo a failback: the on-premises machine stops, the cloud machine runs again and replicates."""
+    statement = [
+        f"{name} stops on premises, and everything it wrote there since the failback is thrown away.",
+        "The cloud machine is started as it was when it was powered off; replication goes on after a comparison.",
+    ]
+    confirm(statement, f"Cancel the failback of {name}?", yes)
+    with server() as api:
+        _run(api, f"{ITEMS}/{name}/failoverCancel", None, no_wait, as_json)
+
+
+def _run(api: Api, path: str, body: Any, no_wait: bool, as_json: bool) -> None:
+    job_id = api.start(path, body)
+    if not no_wait:
+        watch.follow_all(api, job_id, as_json=as_json)
+    elif as_json:
+        print_json({"jobId": job_id})
+    else:
+        typer.echo(job_id)
