@@ -195,6 +195,8 @@ class SpooledMachine:
     spooled_sequence: int
     landed_sequence: int
     pending_bytes: int
+    problem: str = ""
+    """Why the stream does not flow (the master target is away, or ``JournalReplaced: ...``); empty while it does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,12 +165,15 @@ class StreamSender:
 
     async def _receive(self, link: Link) -> None:
         while True:
+            newest: Ack | None = None  # of those that came together: acknowledgements are cumulative
             for message in await link.receive_some():
                 if isinstance(message, Ack):
-                    self._make_room(message.spooled_sequence)
-                    await self._source.acknowledged(message)
+                    newest = message
                 elif isinstance(message, DigestReply):
                     await self._source.answered(message)
+            if newest is not None:
+                self._make_room(newest.spooled_sequence)
+                await self._source.acknowledged(newest)
 
     def _make_room(self, spooled_sequence: int) -> None:
         while self._flying and self._flying[0][0] <= spooled_sequence:

@@ -1,0 +1,211 @@
+"""Which streams exist: the assignment made real, and what of earlier ones has to go (D6).
+
+:func:`plan` decides from the spools found on disk and the assignment; :class:`Streams` does it. A spool of a machine that
+is not assigned, or of a lower epoch, is deleted: its items were superseded. A spool of a *higher* epoch than assigned is
+left alone (the configuration server may have been restored from an older copy) and not served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from failback.errors import FailbackError, NotFoundError, PeerError, StaleEpochError, StorageError
+from failback.model.components import Endpoint, ProcessServerAssignment, Role, RoutedMachine
+from failback.model.ids import MachineId
+from failback.process_server.forward import ReadBudget, SpooledItems
+from failback.process_server.space import SpoolSpace
+from failback.process_server.spool import Spool
+from failback.process_server.stream import MachineStream
+from failback.runtime import faults, logs
+from failback.transport.identity import Identity
+from failback.transport.link import DEFAULT_TIMES, LinkTimes
+from failback.transport.sender import StreamSender
+
+log = logs.get(__name__)
+
+_DELETED = "deleted-"
+StreamKey = tuple[MachineId, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    delete: tuple[StreamKey, ...]
+    serve: tuple[RoutedMachine, ...]
+
+
+def plan(found: frozenset[StreamKey], assignment: ProcessServerAssignment) -> Plan:
+    """``found``: the streams that have a spool."""
+    wanted = {machine.machine_id: machine for machine in assignment.machines}
+    delete = [
+        (machine_id, epoch)
+        for machine_id, epoch in sorted(found)
+        if machine_id not in wanted or epoch < wanted[machine_id].epoch
+    ]
+    return Plan(tuple(delete), tuple(wanted.values()))
+
+
+def spools_on_disk(directory: Path) -> frozenset[StreamKey]:
+    """Spool directories are ``MACHINE/EPOCH``. Finishes deletions that a crash interrupted."""
+    found: set[StreamKey] = set()
+    for machine in directory.iterdir():
+        if machine.name.startswith(_DELETED):
+            shutil.rmtree(machine)
+        elif machine.is_dir():
+            epochs = [epoch for epoch in machine.iterdir() if epoch.name.isdigit()]
+            found.update((MachineId(machine.name), int(epoch.name)) for epoch in epochs)
+    return frozenset(found)
+
+
+def delete_spool(directory: Path, key: StreamKey) -> None:
+    """May run twice; a crash in the middle leaves a directory that :func:`spools_on_disk` removes."""
+    machine_id, epoch = key
+    path = directory / machine_id / str(epoch)
+    faults.point("spool.before_delete")
+    if path.exists():
+        path = path.rename(directory / f"{_DELETED}{machine_id}-{epoch}")
+        shutil.rmtree(path)
+    machine = directory / machine_id
+    if machine.exists() and not any(machine.iterdir()):
+        machine.rmdir()
+
+
+@dataclass(slots=True)
+class _Served:
+    stream: MachineStream
+    master_target: Endpoint
+    forwarding: asyncio.Task[None]
+
+
+class Streams:
+    """All streams of this process. ``group`` runs their forwarders."""
+
+    def __init__(self, directory: Path, identity: Identity, group: asyncio.TaskGroup, *, limit_bytes: int,
+                 read_bytes: int = 64 << 20, times: LinkTimes = DEFAULT_TIMES) -> None:  # fmt: skip
+        self.space = SpoolSpace(limit_bytes, self._stored_bytes)
+        self._directory = directory
+        self._identity = identity
+        self._group = group
+        self._times = times
+        self._segment_bytes = max(1 << 20, min(64 << 20, limit_bytes // 16))
+        self._read_budget = ReadBudget(read_bytes)
+        self._served: dict[MachineId, _Served] = {}
+        self._assigned: dict[MachineId, int] = {}
+        self._unusable: dict[MachineId, FailbackError] = {}
+
+    def all(self) -> list[MachineStream]:
+        return [served.stream for served in self._served.values()]
+
+    def find(self, machine_id: MachineId, epoch: int) -> MachineStream:
+        """The stream to spool into. Raises NotFoundError, StaleEpochError, PeerError (news may be under way)."""
+        assigned = self._assigned.get(machine_id)
+        if assigned is None:
+            raise NotFoundError(
+                f"machine {machine_id} is not assigned to this process server",
+                code="MachineNotAssigned",
+                remedy="none when protection was just begun or moved: the agent tries again",
+                retryable=True,
+            )
+        if epoch < assigned:
+            raise StaleEpochError(
+                f"epoch {epoch} of machine {machine_id} is over: {assigned} is current",
+                remedy="none: the agent waits for its assignment",
+            )
+        if epoch == assigned and machine_id in self._unusable:
+            raise self._unusable[machine_id]
+        served = self._served.get(machine_id)
+        if epoch > assigned or served is None:
+            raise PeerError(
+                f"epoch {epoch} of machine {machine_id} is not known here yet (known: {assigned})",
+                code="EpochNotAssigned",
+            )
+        return served.stream
+
+    async def apply(self, assignment: ProcessServerAssignment) -> None:
+        """Make the assignment real. May run again and again. A stream whose spool cannot be opened does not hold up the
+        others; afterwards the first such error is raised (StorageError, IntegrityError), so that it is tried again."""
+        try:
+            await self._apply(assignment)
+        except OSError as error:
+            raise StorageError(f"the spool directory {self._directory} failed: {error}", retryable=True) from error
+
+    async def _apply(self, assignment: ProcessServerAssignment) -> None:
+        self._assigned = {machine.machine_id: machine.epoch for machine in assignment.machines}
+        found = await asyncio.to_thread(spools_on_disk, self._directory)
+        decided = plan(found, assignment)
+        for machine_id, served in list(self._served.items()):
+            if self._assigned.get(machine_id) != served.stream.epoch:
+                await self._stop(machine_id)
+        for key in decided.delete:
+            log.info("spool is deleted", machine=key[0], epoch=key[1])
+            await asyncio.to_thread(delete_spool, self._directory, key)
+        self.space.look()
+        self._unusable.clear()
+        for machine in decided.serve:
+            try:
+                await self._serve(machine)
+            except FailbackError as error:
+                self._unusable[machine.machine_id] = error
+        for unusable in self._unusable.values():
+            raise unusable
+
+    async def close(self) -> None:
+        for machine_id in list(self._served):
+            await self._stop(machine_id)
+
+    async def _serve(self, machine: RoutedMachine) -> None:
+        served = self._served.get(machine.machine_id)
+        if served is None:
+            directory = self._directory / machine.machine_id / str(machine.epoch)
+            spool = await asyncio.to_thread(
+                Spool.open, directory, machine.machine_id, machine.epoch, segment_bytes=self._segment_bytes
+            )
+            stream = MachineStream(machine.machine_id, machine.epoch, spool, self.space)
+            log.info("stream is served", machine=machine.machine_id, epoch=machine.epoch,
+                     spooled=spool.spooled_sequence, landed=spool.state.landed_sequence)  # fmt: skip
+        elif served.master_target == machine.master_target:
+            return
+        else:
+            stream = served.stream
+            await _end(served.forwarding)
+        task = self._group.create_task(
+            self._forward(stream, machine.master_target), name=f"forward {machine.machine_id}"
+        )
+        self._served[machine.machine_id] = _Served(stream, machine.master_target, task)
+
+    async def _forward(self, stream: MachineStream, master_target: Endpoint) -> None:
+        await stream.greeted.wait()
+        source = SpooledItems(stream, self._read_budget)
+        sender = StreamSender(
+            master_target, self._identity, source, expect=Role.MASTER_TARGET, times=self._times,
+            sent_fault="forward.after_send",
+        )  # fmt: skip
+        try:
+            await sender.run()
+        finally:
+            stream.master_target_linked = False
+            source.drop_read_items()
+
+    async def _stop(self, machine_id: MachineId) -> None:
+        served = self._served.pop(machine_id)
+        error: FailbackError = StaleEpochError(
+            f"epoch {served.stream.epoch} of machine {machine_id} is over",
+            remedy="none: an assignment says what follows",
+        )
+        if self._assigned.get(machine_id) == served.stream.epoch:
+            error = PeerError("the process server stops")
+        served.stream.drop_agent(error)
+        await _end(served.forwarding)
+        async with served.stream.intake:  # an append may still be writing
+            await asyncio.to_thread(served.stream.spool.position)
+        await asyncio.to_thread(served.stream.spool.close)
+
+    def _stored_bytes(self) -> int:
+        return sum(served.stream.spool.pending_bytes for served in self._served.values())
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])

@@ -1,0 +1,26 @@
+"""The process server's TOML (a commented sample: deploy/process-server.toml)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from failback.transport.https import ControlConfig
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessServerConfig:
+    """``spool_limit_bytes`` bounds the spools of all machines together; above it the agents wait."""
+
+    state_directory: Path
+    spool_directory: Path
+    configuration_server: ControlConfig
+    spool_limit_bytes: int = 50 << 30
+    listen_host: str = "0.0.0.0"
+    listen_port: int = 9443
+    receive_memory_bytes: int = 96 << 20
+    """Memory for items that arrive, over all links."""
+    read_memory_bytes: int = 64 << 20
+    """Memory for items read back from the spools, over all machines."""
+    log_level: str = "INFO"
+    log_json: bool = False
