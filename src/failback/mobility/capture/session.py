@@ -8,21 +8,45 @@ landed -> ``clear_unlanded``. A process that dies between any two of them gets t
 
 from __future__ import annotations
 
+import os
+import select
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from failback.errors import ConfigurationError, StorageError
+from failback.mobility.capture import addresses, block_maps, libbpf, pins, rereading, self_test
+from failback.mobility.capture.block_device import check_disk, loop_device, read_direct, writes_in_flight
+from failback.mobility.capture.layout import (
+    CALL,
+    CALL_MARK,
+    CALL_SETTLE,
+    PAGE_BYTES,
+    SELF_TEST_BLOCKS,
+)
+from failback.mobility.capture.pins import Control, DiskPlace, KernelParts
+from failback.mobility.capture.ring import Ring
 from failback.mobility.capture.values import BlocksRead, CaptureDisk, Collected, Counters, Reread, SelfTest
+from failback.model.stream import BLOCK_BYTES, MAXIMUM_DISKS
+from failback.protocol.extents import EXTENT
+from failback.runtime import faults, logs
+
+log = logs.get(__name__)
 
 DEFAULT_PIN_DIRECTORY = Path("/sys/fs/bpf/failback")
 DEFAULT_RING_BYTES = 64 << 20
+OBJECT_PATH = Path(__file__).with_name("capture.bpf.o")
+_WAKE_BYTES = 1 << 20
+_IDLE_WINDOW_SECONDS = 0.02
+_IDLE_SAMPLES = 10
 
 
-def is_capturable(disks: Sequence[CaptureDisk] = ()) -> None:
+def is_capturable(disks: Sequence[CaptureDisk] = (), object_path: Path | None = None) -> None:
     """Probe the kernel's features (never its version) and the disks.
 
-    Raises NotSupportedError with the reason and the remedy.
+    Raises NotSupportedError with the reason and the remedy, ConfigurationError for a disk that is none.
     """
-    raise NotImplementedError
+    addresses.probe(disks, object_path or OBJECT_PATH)
 
 
 class CaptureSession:
@@ -31,6 +55,30 @@ class CaptureSession:
     reattached: bool
     """True: programs and ring of an earlier process go on, positions continue, unreleased records come again. False: a new
     ring from position 0; nothing is known of the time before, so the disks need a comparison or a full copy."""
+
+    def __init__(self, directory: Path, parts: KernelParts, disk_places: Sequence[DiskPlace], reattached: bool) -> None:
+        self.reattached = reattached
+        self._directory = directory
+        self._parts = parts
+        self._control: Control = parts.control
+        self._places = list(disk_places)
+        self._by_index = {place.disk.index: place for place in disk_places}
+        self._ring = Ring(parts.maps["ring"], libbpf.map_entries(parts.maps["ring"]))
+        size = libbpf.map_entries(parts.maps["dirty"]) * PAGE_BYTES
+        self._memories = [libbpf.map_memory(parts.maps[name], size, writable=True) for name in ("dirty", "pending")]
+        self._memories.append(libbpf.map_memory(parts.maps["unlanded"], 2 * size, writable=True))
+        self._dirty = block_maps.ByteMap(self._memories[0])
+        self._pending = block_maps.ByteMap(self._memories[1])
+        self._unlanded = block_maps.GenerationMap(self._memories[2])
+        self._readers = {
+            place.disk.index: os.open(place.disk.device, os.O_RDONLY | os.O_DIRECT) for place in self._places
+        }
+        self._buffer = rereading.ReadBuffer()
+        self._pending_blocks = 0
+        self._poll = select.epoll()
+        self._poll.register(parts.maps["ring"], select.EPOLLIN | select.EPOLLET)
+
+    # ---- life -------------------------------------------------------------------------------------------------------
 
     @classmethod
     def open(
@@ -42,108 +90,345 @@ class CaptureSession:
         ``ring_bytes`` is rounded up to a power of two. Pending re-reads of a dead process become dirty blocks.
         Raises NotSupportedError, ConfigurationError (a partition, a wrong size), StorageError.
         """
-        raise NotImplementedError
+        if (
+            not disks
+            or len({disk.index for disk in disks}) != len(disks)
+            or max(d.index for d in disks) >= MAXIMUM_DISKS
+        ):
+            raise ConfigurationError(
+                "the captured disks need different numbers below 64", remedy="correct the list of disks"
+            )
+        disk_places = pins.places(disks, [check_disk(disk) for disk in disks])
+        if len({place.number for place in disk_places}) != len(disk_places):
+            raise ConfigurationError("one disk is named twice", remedy="correct the list of disks")
+        ring_bytes = 1 << (max(ring_bytes, PAGE_BYTES) - 1).bit_length()
+        wanted = pins.fingerprint(disk_places, ring_bytes)
+        pins.ensure_bpffs(pin_directory)
+        parts = pins.reopen(pin_directory, wanted)
+        if parts is not None:
+            session = cls(pin_directory, parts, disk_places, True)
+            session._recover_pending()
+        else:
+            pins.remove(pin_directory)
+            pins.ensure_bpffs(pin_directory)
+            path = object_path or OBJECT_PATH
+            parts = pins.load(
+                pin_directory, path, disk_places, ring_bytes, lambda new: addresses.set_addresses(new, disk_places)
+            )
+            session = cls(pin_directory, parts, disk_places, False)
+        log.info("capture open", disks=len(disks), reattached=session.reattached, backlog_bytes=session.produced_position()
+                 - session.consumed_position())  # fmt: skip
+        return session
+
+    def close(self) -> None:
+        """Let go of mappings and descriptors; programs go on capturing into the pinned ring."""
+        self._poll.close()
+        self._ring.close()
+        self._unlanded.close()
+        for memory in self._memories:
+            memory.close()
+        for descriptor in self._readers.values():
+            os.close(descriptor)
+        self._readers = {}
+        self._parts.close()
+
+    def detach(self) -> None:
+        """Stop capturing and remove the pins; then close."""
+        pins.remove(self._directory)
+        self.close()
 
     def self_test(self, scratch_directory: Path | None = None) -> SelfTest:
         """Write random content with O_DIRECT to a file in ``scratch_directory`` (on a captured disk) and find exactly it in
         the ring; without a usable directory, on a throw-away loop device that is captured for that moment. Must pass before
         protection is declared. Moves neither cursor nor consumer position; its own loop device's records are not emitted."""
-        raise NotImplementedError
+        page = self_test.content()
+        reason = ""
+        if scratch_directory is not None:
+            position = self.produced_position()
+            reason = self_test.write_to_file(scratch_directory, page)
+            if not reason:
+                verdict = self_test.judge(self._ring, position, page)
+                if verdict.passed:
+                    return verdict
+                reason = verdict.detail
+        with (
+            loop_device(SELF_TEST_BLOCKS * BLOCK_BYTES) as device,
+            addresses.captured(self._parts, self._places, device),
+        ):
+            position = self.produced_position()
+            impossible = self_test.write_to(device, page)
+            if impossible:
+                return SelfTest(False, impossible)
+            verdict = self_test.judge(self._ring, position, page)
+        note = f"; on a loop device, because in {scratch_directory}: {reason}" if reason else "; on a loop device"
+        return SelfTest(verdict.passed, verdict.detail + note)
+
+    # ---- the ring ---------------------------------------------------------------------------------------------------
 
     def produced_position(self) -> int:
-        raise NotImplementedError
+        return self._ring.produced()
 
     def consumed_position(self) -> int:
         """What was released: the kernel may overwrite everything before it."""
-        raise NotImplementedError
+        return self._ring.consumed()
 
     def cursor(self) -> int:
         """Where the next ``collect`` begins: at or after ``consumed_position``."""
-        raise NotImplementedError
+        return self._ring.cursor
 
     def wait(self, seconds: float) -> bool:
         """Sleep until about a mebibyte lies beyond the cursor (True) or the time has passed (False)."""
-        raise NotImplementedError
+        wanted = self._ring.cursor + min(_WAKE_BYTES, self._ring.size // 4)
+        self._control.set("wake_position", wanted)
+        deadline = time.monotonic() + seconds
+        while self._ring.produced() < wanted:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            self._poll.poll(left)
+        return True
 
     def collect(self, limit_bytes: int, *, up_to: int | None = None) -> Collected | None:
         """The writes from the cursor on, and move the cursor past them; None when there is nothing to take yet.
 
         Ends at the first of: a record still being filled, about ``limit_bytes`` of ring, ``up_to`` (a position that this
         session gave: ``p0``, ``end_position``, ``produced_position()``, a mark's), directly after a mark. A bio is not cut
-        unless ``up_to`` or a mark cuts it. Ranges that hold only barriers give a Collected without extents.
+        unless ``up_to`` or a mark cuts it. Ranges that hold only discarded records give a Collected without extents.
         """
-        raise NotImplementedError
+        collected = self._ring.collect(limit_bytes, up_to)
+        for disk_index, offset in self._ring.torn:
+            self.mark_dirty(disk_index, offset // BLOCK_BYTES, 1)
+        self._ring.torn.clear()
+        return collected
 
     def release(self, position: int) -> None:
         """Everything before ``position`` is spooled (D5): give its room back to the kernel. Idempotent, never goes back."""
-        raise NotImplementedError
+        faults.point("capture.before_release")
+        self._ring.release(min(position, self._ring.cursor))
 
     def put_mark(self, number: int) -> int:
-        """Put a mark record into the stream; writes submitted before the call have smaller positions than the result.
+        """Put a mark record into the stream and return its position: writes submitted before the call lie before it.
 
         Writes to no disk, so it is safe while file systems are frozen. Raises StorageError (retryable) when the ring is full.
         """
-        raise NotImplementedError
+        before = self._ring.produced()
+        answer = CALL.unpack(self._call(CALL_MARK, number))
+        if answer[2]:
+            raise StorageError("the capture ring is full: no mark could be put", code="CaptureRingFull", retryable=True,
+                               remedy="try again when the backlog is sent")  # fmt: skip
+        return self._ring.find_mark(before, number)
 
     def counters(self) -> Counters:
-        raise NotImplementedError
+        get = self._control.get
+        return Counters(
+            drops=get("drops"), bytes_dropped=get("bytes_dropped"), skipped=get("skipped"),
+            unreadable_pages=get("unreadable_pages"), unsupported=get("unsupported"),
+            recursion_misses=self._recursion_misses(), untracked=get("untracked"), write_errors=get("write_errors"),
+            overlaps=get("overlaps"), unannounced=get("unannounced"), bios=get("bios"), bytes_written=get("bytes_written"),
+            discards=get("discards"), barriers=get("barriers"), healed=get("healed"),
+        )  # fmt: skip
+
+    def missed(self) -> int:
+        """Runs that the kernel skipped and writes that cannot be followed, since ``acknowledge_missed``, also while no process
+        ran: above 0, every disk is due for a hash comparison (gap cause MISSED)."""
+        return self._control.get("unsupported") + self._recursion_misses() - self._control.get("acknowledged_missed")
+
+    def acknowledge_missed(self, number: int) -> None:
+        """A comparison has begun (durably, on the agent's side) that answers this many of ``missed``."""
+        self._control.set("acknowledged_missed", self._control.get("acknowledged_missed") + number)
+
+    # ---- dirty blocks and re-reading ---------------------------------------------------------------------------------
 
     def mark_dirty(self, disk_index: int, first_block: int, blocks: int | bytes) -> None:
         """Mark blocks for re-reading: a count of blocks, or a bitmap (bit i of byte i//8, least significant first, is block
         ``first_block + i``). Writes to a dirty block are not captured until its re-read round begins."""
-        raise NotImplementedError
+        place = self._by_index[disk_index]
+        if isinstance(blocks, int):
+            runs = [(first_block, blocks)]
+        else:
+            runs = block_maps.as_runs(block_maps.blocks_of_bitmap(first_block, blocks))
+        for first, count in runs:
+            if first < place.blocks:
+                self._dirty.set_run(place.base_block + first, min(count, place.blocks - first))
+        if runs:
+            self._control.set("degraded", 1)
 
     def mark_all_dirty(self, disk_index: int) -> None:
-        raise NotImplementedError
+        self.mark_dirty(disk_index, 0, self._by_index[disk_index].blocks)
 
     def dirty_blocks(self) -> int:
         """Blocks dirty or pending (re-read but not yet durable): 0 means that the stream alone is the truth."""
-        raise NotImplementedError
+        if not self._control.get("degraded"):
+            return self._pending_blocks
+        dirty = sum(self._dirty.count(place.base_block, place.blocks) for place in self._places)
+        if not dirty:
+            dirty = self._leave_degraded()
+        return dirty + self._pending_blocks
 
     def reread(self, limit_blocks: int) -> Reread | None:
         """One D8 round over up to ``limit_blocks`` dirty blocks (lowest first, so adjacent ones together); None when no block
-        is dirty. Call ``reread_durable`` with the result before the next round."""
-        raise NotImplementedError
+        is dirty. Call ``reread_durable`` or ``reread_abandoned`` with the result before the next round."""
+        if not self._control.get("degraded"):
+            return None
+        taken = self._take_dirty(limit_blocks)
+        if not taken:
+            self._leave_degraded()
+            return None
+        runs = [run for _, run in taken]
+        untracked = self._control.get("untracked")
+        for first, count in runs:
+            self._pending.set_run(first, count)
+        faults.point("capture.reread_pending")
+        for first, count in runs:
+            self._dirty.clear_run(first, count)
+        p0 = self._ring.produced()
+        generation, clean = rereading.raise_generation(self._control)
+        done = rereading.older_writes_done(self._control, self._parts.maps["inflight"], generation, clean, runs)
+        blocks = tuple(
+            (place.disk.index, block - place.base_block) for place, run in taken for block in range(run[0], sum(run))
+        )
+        self._pending_blocks = len(blocks)
+        if not done or self._control.get("untracked") != untracked:
+            reason = "older writes are still in flight" if not done else "the in-flight table was full"
+            round_failed = Reread(p0, p0, b"", (), 0, blocks, False, reason)
+            self.reread_abandoned(round_failed)
+            self._settle_idle(generation)
+            return round_failed
+        faults.point("capture.reread_before_read")
+        gathered = rereading.Gathered()
+        memory = self._buffer.take(sum(count for _, count in runs) * BLOCK_BYTES)
+        at = 0
+        for place, run in taken:
+            at += gathered.read_run(place, run, self._readers[place.disk.index], memory, at)
+            at += -at % PAGE_BYTES
+        return Reread(p0, self._ring.produced(), gathered.table(), gathered.payload, gathered.payload_bytes, blocks, True, "",
+                      tuple(gathered.unreadable))  # fmt: skip
 
     def reread_durable(self, reread: Reread) -> None:
         """The re-read is spooled: its blocks are no longer pending."""
-        raise NotImplementedError
+        if reread.ok:
+            self._clear_pending(reread)
 
     def reread_abandoned(self, reread: Reread) -> None:
         """The re-read was not emitted: its blocks are dirty again."""
-        raise NotImplementedError
+        for disk_index, block in reread.blocks:
+            self._dirty.set_run(self._by_index[disk_index].base_block + block, 1)
+        self._control.set("degraded", 1)
+        self._clear_pending(reread)
+
+    def read_blocks(self, disk_index: int, first_block: int, count: int, buffer: memoryview) -> BlocksRead:
+        """Read with O_DIRECT into ``buffer`` (writable, at least ``count`` blocks, page-aligned). Shorter only at the disk's end.
+        Says nothing about writes in flight: a difference found by its hash is settled by a re-read (D8)."""
+        place = self._by_index[disk_index]
+        offset = first_block * BLOCK_BYTES
+        length = max(0, min(count * BLOCK_BYTES, place.disk.size_bytes - offset))
+        unreadable: list[tuple[int, int]] = []
+        for done in range(0, length, rereading.READ_SPAN_BYTES):
+            part = buffer[done : min(length, done + rereading.READ_SPAN_BYTES)]
+            unreadable += read_direct(self._readers[disk_index], part, offset + done)
+        return BlocksRead(length, tuple(unreadable))
+
+    # ---- unlanded blocks (D5, D6) ------------------------------------------------------------------------------------
 
     def set_unlanded(self, extents: bytes, generation: int) -> None:
         """Note the blocks of a batch as not landed, before ``release``. ``generation`` (1 to 65535) names the batch, for
         example ``1 + sequence % 65535``; a later batch's number replaces an earlier one's."""
-        raise NotImplementedError
+        if not 1 <= generation <= 0xFFFF:
+            raise ValueError("a generation is 1 to 65535")
+        for first, count in self._extent_runs(extents):
+            self._unlanded.set_run(first, count, generation)
 
     def clear_unlanded(self, extents: bytes, generation: int) -> None:
         """The batch landed: forget its blocks, except those that a later batch holds too."""
-        raise NotImplementedError
+        for first, count in self._extent_runs(extents):
+            self._unlanded.clear_run(first, count, generation)
 
     def clear_unlanded_generations(self, low: int, high: int) -> None:
         """Forget every block whose generation lies in low..high (both included; when low > high the range wraps round past
         65535 to 1). For batches whose extents are no longer known, after a restart. Reads the whole map."""
-        raise NotImplementedError
+        for place in self._places:
+            self._unlanded.clear_generations(place.base_block, place.blocks, low, high)
 
     def unlanded_blocks(self) -> list[int]:
         """Number of unlanded blocks of each disk, in the order of ``disks``."""
-        raise NotImplementedError
+        return [sum(1 for _ in self._unlanded.blocks(place.base_block, place.blocks)) for place in self._places]
 
     def mark_unlanded_dirty(self) -> int:
-        """A process server was lost (D6): every unlanded block becomes dirty and is unlanded no more. Returns how many."""
-        raise NotImplementedError
+        """A process server was lost (D6): every unlanded block becomes dirty and is unlanded no more. Returns how many.
+        A process that dies in the middle leaves both marks, never none."""
+        total = 0
+        for place in self._places:
+            for first, count in block_maps.as_runs(self._unlanded.blocks(place.base_block, place.blocks)):
+                self._dirty.set_run(first, count)
+                total += count
+            if total:
+                self._control.set("degraded", 1)
+            self._unlanded.clear_generations(place.base_block, place.blocks, 1, 0xFFFF)
+        return total
 
-    def read_blocks(self, disk_index: int, first_block: int, count: int, buffer: memoryview) -> BlocksRead:
-        """Read with O_DIRECT into ``buffer`` (writable, at least ``count`` blocks, page-aligned for speed). Shorter only at the
-        disk's end. Says nothing about writes in flight: for hashing under D8 compare at ``produced_position`` afterwards."""
-        raise NotImplementedError
+    # ---- inside -------------------------------------------------------------------------------------------------------
 
-    def close(self) -> None:
-        """Let go of mappings and descriptors; programs go on capturing into the pinned ring."""
-        raise NotImplementedError
+    def _call(self, kind: int, argument: int, a: int = 0, b: int = 0, c: int = 0) -> bytes:
+        return libbpf.call(self._parts.programs[pins.CALL_PROGRAM], CALL.pack(kind, argument, 0, a, b, c))
 
-    def detach(self) -> None:
-        """Stop capturing and remove the pins; then close."""
-        raise NotImplementedError
+    def _recursion_misses(self) -> int:
+        names = (pins.QUEUE_PROGRAM, *pins.COMPLETION_PROGRAMS)
+        return sum(libbpf.recursion_misses(self._parts.programs[name]) for name in names)
+
+    def _extent_runs(self, extents: bytes) -> list[tuple[int, int]]:
+        runs: list[tuple[int, int]] = []
+        for disk_index, _, _, length, offset in EXTENT.iter_unpack(extents):
+            place = self._by_index[disk_index]
+            first, last = offset // BLOCK_BYTES, (offset + length - 1) // BLOCK_BYTES
+            runs.append((place.base_block + first, last - first + 1))
+        return runs
+
+    def _take_dirty(self, limit_blocks: int) -> list[tuple[DiskPlace, tuple[int, int]]]:
+        taken: list[tuple[DiskPlace, tuple[int, int]]] = []
+        for place in self._places:
+            for run in self._dirty.runs(place.base_block, place.blocks, limit_blocks):
+                taken.append((place, run))
+                limit_blocks -= run[1]
+            if limit_blocks <= 0:
+                break
+        return taken
+
+    def _leave_degraded(self) -> int:
+        """Clear the flag, look again (the program may mark at any moment), set it again if need be. Returns the dirty blocks."""
+        self._control.set("degraded", 0)
+        dirty = sum(self._dirty.count(place.base_block, place.blocks) for place in self._places)
+        if dirty:
+            self._control.set("degraded", 1)
+        return dirty
+
+    def _recover_pending(self) -> None:
+        recovered = 0
+        for place in self._places:
+            for first, count in self._pending.runs(place.base_block, place.blocks, place.blocks):
+                self._dirty.set_run(first, count)
+                self._control.set("degraded", 1)
+                self._pending.clear_run(first, count)
+                recovered += count
+        if recovered:
+            log.info("blocks of an unfinished re-read are dirty again", blocks=recovered)
+
+    def _clear_pending(self, reread: Reread) -> None:
+        for disk_index, block in reread.blocks:
+            self._pending.clear_run(self._by_index[disk_index].base_block + block, 1)
+        self._pending_blocks = 0
+
+    def _settle_idle(self, generation: int) -> None:
+        """Entries whose completion was never seen: settle those of disks that are idle for a whole window of samples. Their
+        blocks become dirty, so that even a wrong guess costs a re-read and nothing else."""
+        stuck = rereading.older_entries(self._parts.maps["inflight"], generation, None)
+        busy: set[int] = set()
+        for _ in range(_IDLE_SAMPLES if stuck else 0):
+            busy.update(place.number for place in self._places if writes_in_flight(place.number))
+            time.sleep(_IDLE_WINDOW_SECONDS / _IDLE_SAMPLES)
+        for key, born, first_sector in stuck:
+            block = first_sector // (BLOCK_BYTES // 512)
+            place = next((p for p in self._places if p.base_block <= block < p.base_block + p.blocks), None)
+            if place is None or place.number not in busy:
+                self._call(CALL_SETTLE, key, born)
+        if stuck:
+            log.warning("writes without a completion", entries=len(stuck), busy_disks=len(busy))

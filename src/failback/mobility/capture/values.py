@@ -96,6 +96,9 @@ class Counters:
     """Writes that the device failed after they were captured: their blocks are dirty."""
     overlaps: int
     """Writes to sectors that another write in flight covers (D10): their blocks are dirty."""
+    unannounced: int
+    """Writes whose submission was not seen, only their completion (submitted before the programs were attached, untracked,
+    or skipped by the kernel): their blocks were dirty before the writer heard of the completion."""
     # ---- ordinary traffic, no gap
     bios: int
     bytes_written: int
@@ -109,5 +112,5 @@ class Counters:
         """Grows whenever a gap opened since an earlier reading."""
         return (
             self.drops + self.skipped + self.unreadable_pages + self.unsupported + self.recursion_misses
-            + self.untracked + self.write_errors + self.overlaps
+            + self.untracked + self.write_errors + self.overlaps + self.unannounced
         )  # fmt: skip

@@ -1,0 +1,159 @@
+"""One round of fuzzy copy (D8): take dirty blocks, wait until every older write to them has completed, read them.
+
+The order matters, and why it is this one stands in docs/capture.md: pending set, dirty cleared, p0 sampled, generation
+raised, grace wait, read, end sampled. A write that enters the in-flight table with an older generation is waited for; one
+that enters later has its ring record after p0 and wins over what is read here.
+
+The wait is proved in either of two ways: the programs' counters of all older generations are zero, or no entry of an older
+generation covers one of the blocks. A wait of 2 s without either proves nothing and gives the blocks back.
+"""
+
+from __future__ import annotations
+
+import mmap
+import time
+from collections.abc import Sequence
+
+from failback.mobility.capture import libbpf
+from failback.mobility.capture.block_device import read_direct
+from failback.mobility.capture.block_maps import Run
+from failback.mobility.capture.layout import GENERATION_SLOTS, INFLIGHT
+from failback.mobility.capture.pins import Control, DiskPlace
+from failback.model.stream import BLOCK_BYTES, ExtentFlag, Operation
+from failback.protocol.extents import EXTENT
+
+GRACE_SECONDS = 2.0
+_FIRST_SLEEP_SECONDS = 0.0001
+_LONGEST_SLEEP_SECONDS = 0.01
+_SCAN_AFTER_SECONDS = 0.05
+_SECTORS_PER_BLOCK = BLOCK_BYTES // 512
+READ_SPAN_BYTES = 4 << 20
+_ZERO_BLOCK = bytes(BLOCK_BYTES)
+
+
+def raise_generation(control: Control) -> tuple[int, bool]:
+    """Begin a new generation; returns it and whether its counter starts from zero (else only a scan can prove the wait)."""
+    generation = control.get("generation") + 1
+    clean = control.slots("inflight", GENERATION_SLOTS)[generation % GENERATION_SLOTS] == 0
+    control.set("generation", generation)
+    return generation, clean
+
+
+def older_writes_done(control: Control, inflight_map: int, generation: int, clean: bool, runs: Sequence[Run]) -> bool:
+    """Wait, at most GRACE_SECONDS, until no write of an older generation to these blocks is in flight."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    scan_at = time.monotonic() + (_SCAN_AFTER_SECONDS if clean else 0.0)
+    sleep = _FIRST_SLEEP_SECONDS
+    while True:
+        slots = control.slots("inflight", GENERATION_SLOTS)
+        slots[generation % GENERATION_SLOTS] = 0
+        if clean and not any(slots):
+            return True
+        now = time.monotonic()
+        if now >= scan_at:
+            if not older_entries(inflight_map, generation, runs):
+                return True
+            scan_at = now + _SCAN_AFTER_SECONDS
+        if now >= deadline:
+            return False
+        time.sleep(sleep)
+        sleep = min(2 * sleep, _LONGEST_SLEEP_SECONDS)
+
+
+def older_entries(inflight_map: int, generation: int, runs: Sequence[Run] | None) -> list[tuple[int, int, int]]:
+    """In-flight writes (address, generation, global first sector) of other generations, to these blocks or to any."""
+    found: list[tuple[int, int, int]] = []
+    for key, value in libbpf.hash_elements(inflight_map, 8, INFLIGHT.size):
+        parent, sector, base, size, left, born, _ = INFLIGHT.unpack(value)
+        if parent or not left or born == generation & 0xFFFF_FFFF:
+            continue
+        first = base * _SECTORS_PER_BLOCK + sector
+        if runs is None or _touches(runs, first, size >> 9):
+            found.append((int.from_bytes(key, "little"), born, first))
+    return found
+
+
+def _touches(runs: Sequence[Run], first_sector: int, sectors: int) -> bool:
+    first, last = first_sector // _SECTORS_PER_BLOCK, (first_sector + sectors - 1) // _SECTORS_PER_BLOCK
+    return any(start <= last and first < start + count for start, count in runs)
+
+
+class ReadBuffer:
+    """Page-aligned memory that grows to the largest round and is used again for the next."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, BLOCK_BYTES)
+
+    def take(self, length: int) -> mmap.mmap:
+        if len(self._memory) < length:
+            self._memory = mmap.mmap(-1, length)
+        return self._memory
+
+
+class Gathered:
+    """Extents and payload of the blocks read in one round."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[int, Operation, int, int]] = []
+        self.payload: list[memoryview | bytes] = []
+        self.payload_bytes = 0
+        self.unreadable: list[tuple[int, int, int]] = []
+
+    def read_run(self, place: DiskPlace, run: Run, descriptor: int, memory: mmap.mmap, at: int) -> int:
+        """Read one run of the disk's blocks to ``memory[at:]``; returns the bytes used there."""
+        offset = (run[0] - place.base_block) * BLOCK_BYTES
+        length = min(run[1] * BLOCK_BYTES, place.disk.size_bytes - offset)
+        view = memoryview(memory)
+        for done in range(0, length, READ_SPAN_BYTES):
+            part = view[at + done : at + min(length, done + READ_SPAN_BYTES)]
+            holes = read_direct(descriptor, part, offset + done)
+            self.unreadable += [(place.disk.index, hole, size) for hole, size in holes]
+            for block in range(done, done + len(part), BLOCK_BYTES):
+                size = min(BLOCK_BYTES, done + len(part) - block)
+                self._classify(place.disk.index, (offset + block, size), view[at + block : at + block + size], holes)
+        return length
+
+    def _classify(self, disk: int, block: Run, content: memoryview, holes: Sequence[tuple[int, int]]) -> None:
+        """A block that is all zero becomes a ZERO extent, holes are left out, all else is DATA."""
+        offset, size = block
+        if any(hole < offset + size and offset < hole + hole_size for hole, hole_size in holes):
+            for first, count in _without(offset, size, holes):
+                self._add(disk, Operation.DATA, first, count)
+                self._append(content[first - offset : first - offset + count])
+        elif bytes(content[:64]) == _ZERO_BLOCK[:64] and bytes(content) == _ZERO_BLOCK[:size]:
+            self._add(disk, Operation.ZERO, offset, size)
+        else:
+            self._add(disk, Operation.DATA, offset, size)
+            self._append(content)
+
+    def _add(self, disk: int, operation: Operation, offset: int, length: int) -> None:
+        if self._rows:
+            last = self._rows[-1]
+            if last[0] == disk and last[1] == operation and last[2] + last[3] == offset:
+                self._rows[-1] = (disk, operation, last[2], last[3] + length)
+                return
+        self._rows.append((disk, operation, offset, length))
+
+    def _append(self, content: memoryview) -> None:
+        self.payload.append(content)
+        self.payload_bytes += len(content)
+
+    def table(self) -> bytes:
+        flag = int(ExtentFlag.REREAD)
+        return b"".join(
+            EXTENT.pack(disk, operation, flag, length, offset) for disk, operation, offset, length in self._rows
+        )
+
+
+def _without(start: int, size: int, holes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The parts of [start, start + size) outside the holes, which are sorted."""
+    parts: list[tuple[int, int]] = []
+    at = start
+    for hole, hole_size in holes:
+        if hole > at and hole < start + size:
+            parts.append((at, hole - at))
+        if hole + hole_size > at and hole < start + size:
+            at = hole + hole_size
+    if at < start + size:
+        parts.append((at, start + size - at))
+    return parts
