@@ -19,6 +19,7 @@ from failback.protection.states import (
     direction_of,
     live_side,
     require,
+    running_side,
     why_not,
 )
 
@@ -52,6 +53,7 @@ def test_the_way_home_has_the_words_of_the_wire() -> None:
         ("UnplannedFailoverCommitPendingStatesBegin", "Recovery", "InMage", Side.ON_PREMISES),
         ("UnplannedFailoverCommitted", "Recovery", "InMage", Side.ON_PREMISES),
     ]
+    assert [live_side(s, d) for s, d in steps] == [Side.CLOUD, Side.CLOUD, Side.CLOUD, Side.ON_PREMISES]
 
 
 def test_a_cancelled_failover_runs_in_the_cloud_again_and_replicates_anew() -> None:
@@ -67,19 +69,26 @@ def test_an_abandoned_reprotect_leaves_the_item_as_it_was() -> None:
 
 
 @given(st.lists(st.sampled_from(list(Event)), max_size=30))
-def test_no_history_moves_the_live_side_except_a_failover_or_its_cancel(events: list[Event]) -> None:
+def test_no_history_moves_the_machine_except_a_failover_or_its_cancel(events: list[Event]) -> None:
     state, direction = walk()
     for event in events:
         if event not in TABLE[state]:
             with pytest.raises(ConflictError):
                 advance(state, event)
             continue
-        before = live_side(state, direction)
+        ran, spoke = running_side(state, direction), live_side(state, direction)
         state, direction = advance(state, event), direction_after(direction, event)
         if state is State.DISABLED:
             return
-        moved = live_side(state, direction) is not before
-        assert moved == (event in (Event.FAILED_OVER, Event.FAILOVER_CANCELLED))
+        assert (running_side(state, direction) is not ran) == (event in (Event.FAILED_OVER, Event.FAILOVER_CANCELLED))
+        assert (live_side(state, direction) is not spoke) == (event is Event.FAILOVER_COMMITTED)
+
+
+def test_a_lost_source_may_be_failed_over_before_the_first_pass_is_over() -> None:
+    state = State.REPLICATING
+    assert why_not(Operation.FAILOVER, state, Direction.TO_ON_PREMISES) != ""
+    assert why_not(Operation.FAILOVER, state, Direction.TO_ON_PREMISES, source_lost=True) == ""
+    assert why_not(Operation.FAILOVER, State.COMMITTED, Direction.TO_ON_PREMISES, source_lost=True) != ""
 
 
 @pytest.mark.parametrize("state", list(State))

@@ -91,7 +91,7 @@ class Api:
         """Begin a long-running operation; returns the id of its job."""
         answer = self._send("POST", path, None, body)
         location = str(answer.headers.get("location", ""))
-        return location.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
+        return location.split("?", maxsplit=1)[0].rstrip("/").rsplit("/", 1)[-1]
 
     def _send(self, method: str, path: str, parameters: Mapping[str, str] | None, body: Any) -> httpx.Response:
         import httpx

@@ -126,9 +126,13 @@ def _chosen(api: Api, process_server: str, master_target: str, retention_volume:
 
 def failback(
     name: ItemName,
+    *,
     point: Annotated[
         str, typer.Option(metavar="latest|latest-app-consistent|ID|TIME", help="The recovery point to go back to.")
     ] = "latest",
+    source_lost: Annotated[
+        bool, typer.Option("--source-lost", help="The cloud machine is off for good: use what has arrived.")
+    ] = False,
     yes: Yes = False,
     no_wait: NoWait = False,
     as_json: AsJson = False,
@@ -139,30 +143,36 @@ def failback(
         points = api.every(f"{ITEMS}/{name}/recoveryPoints")
         details, loss = point_input(point, points)
         own = item["properties"]["providerSpecificDetails"]["failback"]
-        confirm(
-            [
-                f"{own['cloud']['machine']} in {own['cloud']['fabric']} is frozen, brought in step and powered off:",
-                "its downtime begins.",
-                f"{own['onPremises']['machine']} in {own['onPremises']['fabric']} is started. {loss}",
-                "Until the commit the on-premises disks are untouched: cancel brings the cloud machine back.",
-            ],
-            f"Fail {name} back?",
-            yes,
-        )
+        confirm(_impact(own, loss, source_lost), f"Fail {name} back?", yes)
         body = {
             "properties": {
                 "failoverDirection": "PrimaryToRecovery",
-                "sourceSiteOperations": "Required",
+                "sourceSiteOperations": "NotRequired" if source_lost else "Required",
                 "providerSpecificDetails": details,
             }
         }
         _run(api, f"{ITEMS}/{name}/unplannedFailover", body, no_wait, as_json)
 
 
+def _impact(own: dict[str, Any], loss: str, source_lost: bool) -> list[str]:
+    away, home = own["cloud"], own["onPremises"]
+    if source_lost:
+        first = f"{away['machine']} in {away['fabric']} has to be off already; what did not arrive from it is lost."
+    else:
+        first = (
+            f"{away['machine']} in {away['fabric']} is frozen, brought in step and powered off: its downtime begins."
+        )
+    return [
+        first,
+        f"{home['machine']} in {home['fabric']} is started. {loss}",
+        "Until the commit the on-premises disks are untouched: cancel brings the cloud machine back.",
+    ]
+
+
 def point_input(point: str, points: list[dict[str, Any]]) -> tuple[dict[str, Any], str]:
     """The wire form of ``--point``, and what going there loses. Raises ConfigurationError for what is no point."""
     if point == "latest":
-        return _inmage("LatestTime"), "Nothing that was acknowledged is lost."
+        return _inmage("LatestTime"), "It has everything that was acknowledged up to then."
     if point == "latest-app-consistent":
         newest = next(
             (one for one in points if one["properties"]["recoveryPointType"] == "ApplicationConsistent"), None

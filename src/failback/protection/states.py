@@ -9,10 +9,11 @@ way out. ``protectionState`` on the wire is the state's value (asr.md section 5.
         '-------------------------------------------------failover-committed--------------------------------'
 
 ``reprotect-started`` turns the direction; ``reprotect-abandoned`` turns it back. An imported item begins COMMITTED with
-direction TO_CLOUD: it failed over and runs in the cloud. The live side follows from state and direction: it is the
-source while the item replicates, the target after a failover. ``protection-disabled`` leaves every state but
-COMMIT_PENDING, where a disposable layer still has to be merged or dropped. In-progress phases are not states: they are
-the item's running job.
+direction TO_CLOUD: it failed over and runs in the cloud. A machine runs at the target after a failover, else at the
+source; the side that may *speak* for it (``items.live_side``) moves only with the commit. A source that was lost
+during the first synchronisation leaves the points before it, so REPLICATING may fail over too, when asked for by name.
+``protection-disabled`` leaves every state but COMMIT_PENDING, where a disposable layer still has to be merged or
+dropped. In-progress phases are not states: they are the item's running job.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ TABLE: dict[State, dict[Event, State]] = {
     State.REPLICATING: {
         Event.REPLICA_CONSISTENT: State.PROTECTED,
         Event.REPROTECT_ABANDONED: State.COMMITTED,
+        Event.FAILED_OVER: State.COMMIT_PENDING,
         Event.PROTECTION_DISABLED: State.DISABLED,
     },
     State.PROTECTED: {
@@ -110,14 +112,19 @@ def direction_after(direction: Direction, event: Event) -> Direction:
     return direction
 
 
-def live_side(state: State, direction: Direction) -> Side:
+def running_side(state: State, direction: Direction) -> Side:
     """Where the machine runs: the source while it replicates, the target after a failover."""
     return direction.target if state in (State.COMMIT_PENDING, State.COMMITTED) else direction.source
 
 
+def live_side(state: State, direction: Direction) -> Side:
+    """The side that may speak for the machine (D2): it changes with the commit, not with the failover."""
+    return direction.target if state is State.COMMITTED else direction.source
+
+
 def direction_of(state: State, live: Side) -> Direction:
-    """The direction in which an item stands, from where its machine runs (the inverse of :func:`live_side`)."""
-    source = live.other if state in (State.COMMIT_PENDING, State.COMMITTED) else live
+    """The direction in which an item stands, from its live side (the inverse of :func:`live_side`)."""
+    source = live.other if state is State.COMMITTED else live
     return Direction.TO_CLOUD if source is Side.ON_PREMISES else Direction.TO_ON_PREMISES
 
 
@@ -130,15 +137,19 @@ def description(state: State) -> str:
     return _DESCRIPTIONS[state]
 
 
-def why_not(operation: Operation, state: State, direction: Direction, running_job: str = "") -> str:
+def why_not(
+    operation: Operation, state: State, direction: Direction, running_job: str = "", *, source_lost: bool = False
+) -> str:
     """Why the operation is not allowed now, as a sentence for a person; empty when it is allowed.
 
-    ``running_job`` names the item's unfinished job, if any: only one job works on an item at a time.
+    ``running_job`` names the item's unfinished job, if any: only one job works on an item at a time. ``source_lost``: the
+    caller says that the source is gone, so a failover goes to what has arrived, even before the first pass is over.
     """
     spoken = SPOKEN[operation]
-    if operation not in OPERATIONS[state]:
+    without_source = source_lost and operation is Operation.FAILOVER and state is State.REPLICATING
+    if operation not in OPERATIONS[state] and not without_source:
         return f"{spoken} is not possible now: {_BECAUSE[state]}."
-    if operation is Operation.REPROTECT and live_side(state, direction) is not Side.CLOUD:
+    if operation is Operation.REPROTECT and running_side(state, direction) is not Side.CLOUD:
         return f"{spoken} is not possible now: the machine runs on premises; only cloud to on-premises is served."
     if running_job:
         return f"{spoken} is not possible now: {running_job} is working on the item; wait for it or cancel it."
@@ -150,9 +161,11 @@ def allowed_operations(state: State, direction: Direction, running_job: str = ""
     return tuple(operation for operation in Operation if not why_not(operation, state, direction, running_job))
 
 
-def require(operation: Operation, state: State, direction: Direction, running_job: str = "") -> None:
+def require(
+    operation: Operation, state: State, direction: Direction, running_job: str = "", *, source_lost: bool = False
+) -> None:
     """Raise ConflictError with the reason unless the operation is allowed now."""
-    reason = why_not(operation, state, direction, running_job)
+    reason = why_not(operation, state, direction, running_job, source_lost=source_lost)
     if reason:
         allowed = ", ".join(SPOKEN[other].lower() for other in allowed_operations(state, direction, running_job))
         raise ConflictError(

@@ -9,8 +9,9 @@ from fastapi import APIRouter, Depends
 from failback.configuration_server.api.arm import CONTAINER, FABRIC, Vault, VaultOf, envelope, listed
 from failback.configuration_server.api.fabric_calls import ask
 from failback.configuration_server.api.faults import FaultRoute
+from failback.configuration_server.api.item_view import item_rows
 from failback.configuration_server.api.services import Services, SiteFabric
-from failback.configuration_server.database.items import ItemRow, all_items
+from failback.configuration_server.database.items import ItemRow
 from failback.errors import NotFoundError
 from failback.fabric.interfaces import FabricMachine
 from failback.protection.operations import Side
@@ -35,7 +36,7 @@ def router(services: Services) -> APIRouter:
     @routes.get("/replicationFabrics/{fabric}/replicationProtectionContainers/{name}/replicationProtectableItems")
     async def list_protectable(vault: VaultOf, fabric: str, name: str) -> dict[str, Any]:
         check_container(fabric, name)
-        items = await services.database.look(all_items)
+        items = await services.database.look(item_rows)
         found = []
         for site in services.fabrics.values():
             for machine in await ask(services, site.fabric.machines, site.name):
@@ -43,7 +44,7 @@ def router(services: Services) -> APIRouter:
         return listed(found)
 
     async def container(vault: Vault) -> dict[str, Any]:
-        items = await services.database.look(all_items)
+        items = await services.database.look(item_rows)
         properties = {
             "friendlyName": CONTAINER,
             "fabricFriendlyName": FABRIC,

@@ -13,9 +13,10 @@ from sqlalchemy.orm import Session
 
 from failback.configuration_server.api.arm import FABRIC, Vault, VaultOf, envelope, listed, timestamp
 from failback.configuration_server.api.faults import FaultRoute
+from failback.configuration_server.api.item_view import item_rows
 from failback.configuration_server.api.services import Services, SiteFabric
 from failback.configuration_server.database.components import ComponentRow, all_components
-from failback.configuration_server.database.items import ItemRow, all_items
+from failback.configuration_server.database.items import ItemRow
 from failback.errors import NotFoundError
 from failback.model.components import MasterTargetStatus, ProcessServerStatus, Role, VolumeFacts
 from failback.runtime import records
@@ -48,7 +49,7 @@ def unknown_fabric(services: Services, name: str) -> NotFoundError:
 
 
 def _own(session: Session, vault: Vault, services: Services) -> dict[str, Any]:
-    components, items = all_components(session), all_items(session)
+    components, items = all_components(session), item_rows(session)
     now = services.clock.wall_ns()
     by_role = {role: [row for row in components if row.role == role.value] for role in Role}
     servers = [_process_server(row, items, now, services) for row in by_role[Role.PROCESS_SERVER]]

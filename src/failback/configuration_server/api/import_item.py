@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from failback.configuration_server.api.services import SiteFabric
@@ -23,7 +23,7 @@ from failback.fabric.interfaces import FabricDisk, FabricMachine
 from failback.model.components import Role
 from failback.model.ids import new_id
 from failback.protection.operations import Side
-from failback.protection.states import INITIAL_DIRECTION_OF_IMPORT, INITIAL_STATE_OF_IMPORT, live_side
+from failback.protection.states import INITIAL_DIRECTION_OF_IMPORT, INITIAL_STATE_OF_IMPORT, State, live_side
 
 INSTANCE_TYPE = "FailbackImport"
 MAXIMUM_NAME = 63
@@ -132,6 +132,7 @@ def store_import(
 ) -> tuple[ItemRow, bool]:
     """Find or create the item; True when it was created. Raises ConflictError when the name or a machine is taken."""
     pairs = pair_disks(origin.on_premises.disks, origin.cloud.disks)
+    highest = _remove_disabled(session, name, origin)
     existing = session.scalars(select(ItemRow).where(ItemRow.name == name)).first()
     if existing is not None:
         _same_machine(existing, origin)
@@ -155,7 +156,8 @@ def store_import(
         direction="PrimaryToRecovery",
         protection_state=INITIAL_STATE_OF_IMPORT.value,
         policy_name=FAILBACK_POLICY_NAME,
-        last_failover_wall_ns=0,
+        epoch_highest=highest,
+        epoch_floor=highest,
         created_wall_ns=wall_ns,
         disks=[_disk(pair) for pair in pairs],
     )
@@ -165,6 +167,27 @@ def store_import(
     sentence = f"{row.friendly_name} was imported: it runs in {row.cloud_fabric} and came from {row.on_premises_fabric}"
     record(session, wall_ns, "ItemImported", sentence, event_type="Protection", item_id=row.item_id, subject=row.name)
     return row, True
+
+
+def _remove_disabled(session: Session, name: str, origin: Origin) -> int:
+    """Make room where the protection was disabled before; returns the highest epoch that must not come again (D2)."""
+    old = session.scalars(
+        select(ItemRow).where(
+            ItemRow.protection_state == State.DISABLED.value, (ItemRow.name == name) | _of_machine(origin)
+        )
+    ).all()
+    for row in old:
+        session.delete(row)
+    session.flush()
+    return max((max(row.epoch_highest, row.epoch_floor) for row in old), default=0)
+
+
+def _of_machine(origin: Origin) -> ColumnElement[bool]:
+    away = (ItemRow.cloud_fabric == origin.cloud_site.name) & (ItemRow.cloud_fabric_id == origin.cloud.fabric_id)
+    home = (ItemRow.on_premises_fabric == origin.on_premises_site.name) & (
+        ItemRow.on_premises_fabric_id == origin.on_premises.fabric_id
+    )
+    return away | home
 
 
 def refresh_disks(row: ItemRow, origin: Origin) -> None:
@@ -230,11 +253,7 @@ def _same_machine(row: ItemRow, origin: Origin) -> None:
 
 def _not_taken(session: Session, origin: Origin) -> None:
     """One machine is one item."""
-    cloud_side = (ItemRow.cloud_fabric == origin.cloud_site.name) & (ItemRow.cloud_fabric_id == origin.cloud.fabric_id)
-    home_side = (ItemRow.on_premises_fabric == origin.on_premises_site.name) & (
-        ItemRow.on_premises_fabric_id == origin.on_premises.fabric_id
-    )
-    other = session.scalars(select(ItemRow).where(cloud_side | home_side)).first()
+    other = session.scalars(select(ItemRow).where(_of_machine(origin))).first()
     if other is not None:
         raise ConflictError(
             f"the machine is protected already as {other.name!r}", code="MachineTaken", remedy=f"use {other.name}"

@@ -107,8 +107,8 @@ def _details(item: ItemView, now_ns: int, full: bool) -> dict[str, Any]:
     retained = [point for point in item.points if not point.abandoned]
     details: dict[str, Any] = {
         "instanceType": item.direction.provider,
-        "vmId": row.cloud_hardware_id if item.live is Side.CLOUD else row.on_premises_hardware_id,
-        "activeSiteType": _SITES[item.live],
+        "vmId": row.cloud_hardware_id if item.runs_at is Side.CLOUD else row.on_premises_hardware_id,
+        "activeSiteType": _SITES[item.runs_at],
         "protectionStage": row.protection_stage,
         "vmProtectionState": item.state.value,
         "vmProtectionStateDescription": description(item.state),
@@ -179,7 +179,7 @@ def _own(item: ItemView) -> dict[str, Any]:
         "itemId": row.item_id,
         "machineId": row.machine_id,
         "direction": item.direction.value,
-        "liveSide": item.live.value,
+        "runsAt": item.runs_at.value,
         "onPremises": {
             "fabric": row.on_premises_fabric,
             "machine": row.on_premises_name,

@@ -12,10 +12,11 @@ from sqlalchemy.orm import Session
 
 from failback.configuration_server.database.components import ComponentRow
 from failback.configuration_server.database.events import VerdictRow, verdicts_on
-from failback.configuration_server.database.items import ItemRow
+from failback.configuration_server.database.items import ItemRow, all_items, named
 from failback.configuration_server.database.jobs import JobRow
 from failback.configuration_server.database.points import GapRow, gaps_of, points_of
 from failback.configuration_server.database.policies import policy_of
+from failback.errors import NotFoundError
 from failback.model.components import (
     MasterTargetStatus,
     MobilityStatus,
@@ -26,7 +27,7 @@ from failback.model.components import (
 from failback.model.points import RecoveryPoint
 from failback.model.policy import ReplicationPolicy
 from failback.protection.operations import Direction, Operation, Side
-from failback.protection.states import State, allowed_operations, direction_of, require
+from failback.protection.states import State, allowed_operations, direction_of, require, running_side
 from failback.runtime import records
 
 FINAL_JOB_STATES = frozenset({"Succeeded", "Failed", "Cancelled", "CompletedWithInformation"})
@@ -36,7 +37,7 @@ FINAL_JOB_STATES = frozenset({"Succeeded", "Failed", "Cancelled", "CompletedWith
 class ItemView:
     row: ItemRow
     state: State
-    live: Side
+    runs_at: Side
     direction: Direction
     agent: ComponentRow | None
     mobility: MobilityStatus
@@ -58,9 +59,23 @@ class ItemView:
     def allowed(self) -> tuple[Operation, ...]:
         return allowed_operations(self.state, self.direction, self.running_job)
 
-    def require(self, operation: Operation) -> None:
+    def require(self, operation: Operation, *, source_lost: bool = False) -> None:
         """Raise ConflictError with the reason unless the operation is allowed now."""
-        require(operation, self.state, self.direction, self.running_job)
+        require(operation, self.state, self.direction, self.running_job, source_lost=source_lost)
+
+
+def item_row(session: Session, name: str) -> ItemRow:
+    """The item by name or id. One whose protection was disabled is gone for the API. Raises NotFoundError."""
+    row = named(session, name)
+    if row.protection_state == State.DISABLED.value:
+        raise NotFoundError(
+            f"the protection of {name!r} was disabled", remedy="failback item import registers the machine again"
+        )
+    return row
+
+
+def item_rows(session: Session) -> list[ItemRow]:
+    return [row for row in all_items(session) if row.protection_state != State.DISABLED.value]
 
 
 def view(session: Session, row: ItemRow) -> ItemView:
@@ -68,12 +83,13 @@ def view(session: Session, row: ItemRow) -> ItemView:
     agent = _component(session, row.machine_id)
     process_server = _component(session, row.process_server_id)
     master_target = _component(session, row.master_target_id)
-    state, live = State(row.protection_state), Side(row.live_side)
+    state = State(row.protection_state)
+    direction = direction_of(state, Side(row.live_side))
     return ItemView(
         row=row,
         state=state,
-        live=live,
-        direction=direction_of(state, live),
+        runs_at=running_side(state, direction),
+        direction=direction,
         agent=agent,
         mobility=records.decode(agent.status or {}, MobilityStatus) if agent else MobilityStatus(),
         process_server=process_server,

@@ -21,7 +21,7 @@ from failback.configuration_server.api.containers import ItemName, check_contain
 from failback.configuration_server.api.fabric_calls import ask, site
 from failback.configuration_server.api.faults import FaultRoute
 from failback.configuration_server.api.item_shape import item_resource
-from failback.configuration_server.api.item_view import ItemView, view
+from failback.configuration_server.api.item_view import ItemView, item_row, item_rows, view
 from failback.configuration_server.api.long_running import accepted, job_row, unfinished
 from failback.configuration_server.api.services import Services
 from failback.configuration_server.api.sign_in import note
@@ -86,7 +86,7 @@ def _reading(services: Services) -> APIRouter:
 
     async def _listed(vault: Vault) -> dict[str, Any]:
         def look(session: Session) -> list[ItemView]:
-            return [view(session, row) for row in items.all_items(session)]
+            return [view(session, row) for row in item_rows(session)]
 
         now = services.clock.wall_ns()
         return listed(item_resource(vault, one, now, full=False) for one in await services.database.look(look))
@@ -110,7 +110,7 @@ def _reading(services: Services) -> APIRouter:
 
 async def shown(services: Services, vault: Vault, item: str) -> dict[str, Any]:
     """The item as its GET answers it. Raises NotFoundError."""
-    found = await services.database.look(lambda session: view(session, items.named(session, item)))
+    found = await services.database.look(lambda session: view(session, item_row(session, item)))
     return item_resource(vault, found, services.clock.wall_ns())
 
 
@@ -143,7 +143,8 @@ def _operations(services: Services) -> APIRouter:
                 "shut_down_source": body.properties.source_site_operations != "NotRequired",
             }
 
-        return await _start(services, asked, Operation.FAILOVER, resolve)
+        source_lost = body.properties.source_site_operations == "NotRequired"
+        return await _start(services, asked, Operation.FAILOVER, resolve, source_lost=source_lost)
 
     @routes.post("/failoverCommit")
     async def commit(asked: Asked) -> Response:
@@ -169,14 +170,16 @@ def _nothing(_session: Session, _found: ItemView) -> Mapping[str, Any]:
     return {}
 
 
-async def _start(services: Services, asked: Change, operation: Operation, resolve: Resolve) -> Response:
+async def _start(
+    services: Services, asked: Change, operation: Operation, resolve: Resolve, *, source_lost: bool = False
+) -> Response:
     """Check, start the job, audit, answer 202."""
 
     def decide(session: Session) -> tuple[str, str, Mapping[str, Any]]:
-        found = view(session, items.named(session, asked.item))
+        found = view(session, item_row(session, asked.item))
         repeated = session.scalars(select(JobRow.job_id).where(JobRow.key == key)).first()
         if repeated is None:
-            found.require(operation)
+            found.require(operation, source_lost=source_lost)
         return found.row.item_id, found.row.name, resolve(session, found)
 
     scenario = SCENARIOS[operation]
@@ -258,7 +261,7 @@ async def _import(services: Services, asked: Change, details: import_item.Import
 
 async def _refresh_disks(services: Services, item: str) -> None:
     """A disk file may have been removed (or put back) since the import: a reprotect sees the disks of now."""
-    found = await services.database.look(lambda session: view(session, items.named(session, item)))
+    found = await services.database.look(lambda session: view(session, item_row(session, item)))
     row = found.row
     reachable = row.on_premises_fabric in services.fabrics and row.cloud_fabric in services.fabrics
     if not reachable or Operation.REPROTECT not in found.allowed():

@@ -18,9 +18,8 @@ from failback.configuration_server.api.arm import CONTAINER_PATH, VaultOf, last_
 from failback.configuration_server.api.containers import ItemName
 from failback.configuration_server.api.fabric_calls import ask
 from failback.configuration_server.api.faults import FaultRoute
-from failback.configuration_server.api.item_view import ItemView, view
+from failback.configuration_server.api.item_view import ItemView, item_row, view
 from failback.configuration_server.api.services import Services, Surroundings
-from failback.configuration_server.database import items
 from failback.configuration_server.database.components import ComponentRow, all_components, find
 from failback.configuration_server.registry.desired import endpoint
 from failback.configuration_server.workflows.inputs import ReprotectInputs
@@ -161,7 +160,7 @@ def preflight_of(services: Surroundings) -> Callable[[str, ReprotectInputs, str]
 
 
 def _known(session: Session, item: str, choice: ReprotectChoice) -> _Known:
-    row = items.named(session, last_segment(item))
+    row = item_row(session, last_segment(item))
     process_server = _server(session, Role.PROCESS_SERVER, choice.process_server or row.process_server_id or "")
     master_target = _server(session, Role.MASTER_TARGET, choice.master_target or row.master_target_id or "")
     status = records.decode(master_target.status or {}, MasterTargetStatus) if master_target else MasterTargetStatus()

@@ -10,8 +10,8 @@ from failback.configuration_server.api.arm import CONTAINER_PATH, Vault, VaultOf
 from failback.configuration_server.api.containers import ItemName
 from failback.configuration_server.api.faults import FaultRoute
 from failback.configuration_server.api.item_shape import ITEM_TYPE
+from failback.configuration_server.api.item_view import item_row
 from failback.configuration_server.api.services import Services
-from failback.configuration_server.database import items
 from failback.configuration_server.database.points import points_of
 from failback.errors import NotFoundError
 from failback.model.points import PointKind, RecoveryPoint
@@ -37,7 +37,7 @@ def router(services: Services) -> APIRouter:
 
     async def _points(item: str) -> tuple[str, list[RecoveryPoint]]:
         def look(session: Any) -> tuple[str, list[RecoveryPoint]]:
-            row = items.named(session, item)
+            row = item_row(session, item)
             return row.name, points_of(session, row.item_id)
 
         return await services.database.look(look)
