@@ -44,9 +44,8 @@ def test_an_imported_item_runs_in_the_cloud_and_may_be_reprotected() -> None:
 
 def test_the_way_home_has_the_words_of_the_wire() -> None:
     home = [Event.REPROTECT_STARTED, Event.REPLICA_CONSISTENT, Event.FAILED_OVER, Event.FAILOVER_COMMITTED]
-    seen = [
-        (s.value, active_location(s), d.provider, live_side(s, d)) for s, d in (walk(*home[:n]) for n in range(1, 5))
-    ]
+    steps = [walk(*home[:n]) for n in range(1, 5)]
+    seen = [(s.value, active_location(s), d.provider, running_side(s, d)) for s, d in steps]
     assert seen == [
         ("UnprotectedStatesBegin", "Primary", "InMage", Side.CLOUD),
         ("Protected", "Primary", "InMage", Side.CLOUD),
