@@ -37,6 +37,7 @@ def test_a_batch_without_news_may_become_a_point() -> None:
         ("drops", GapCause.OVERFLOW), ("recursion_misses", GapCause.MISSED), ("unsupported", GapCause.MISSED),
         ("write_errors", GapCause.WRITE_ERROR), ("overlaps", GapCause.OVERLAP), ("untracked", GapCause.OVERFLOW),
         ("unreadable_pages", GapCause.OVERFLOW), ("skipped", GapCause.OVERFLOW),
+        ("unannounced", GapCause.OVERFLOW),
     ],
 )  # fmt: skip
 def test_each_counter_opens_a_gap_that_lasts_until_nothing_is_dirty(counter: str, cause: GapCause) -> None:

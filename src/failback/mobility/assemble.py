@@ -115,6 +115,12 @@ def assemble(session: CaptureSession, wanted: Wanted, compression: Compression) 
     )  # fmt: skip
 
 
+def skip(session: CaptureSession, position: int) -> None:
+    """What lies before ``position`` is spooled already, by an agent that died before it released it (D11)."""
+    _take(session, _Content(), position)
+    session.release(position)
+
+
 def _reread(session: CaptureSession, blocks: int) -> tuple[Reread | None, str]:
     reread = session.reread(blocks)
     if reread is None:

@@ -26,6 +26,7 @@ _CAUSES = (
     ("unreadable_pages", GapCause.OVERFLOW),
     ("write_errors", GapCause.WRITE_ERROR),
     ("overlaps", GapCause.OVERLAP),
+    ("unannounced", GapCause.OVERFLOW),
     ("skipped", GapCause.OVERFLOW),
 )
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from failback.errors import ConflictError, FailbackError, NotSupportedError
 from failback.mobility import facts
+from failback.mobility.capture import pins
 from failback.mobility.capture.session import CaptureSession
 from failback.mobility.capture.values import CaptureDisk, SelfTest
 from failback.mobility.config import MobilityConfig
@@ -216,17 +217,9 @@ class Reconciler:
         if session is not None:
             await self._call(session.detach)
         elif self._config.pin_directory.is_dir():
-            await self._call(self._remove_pins)
+            await self._call(pins.remove, self._config.pin_directory)
         self._state.capture, self._state.reason = "idle", ""
         self._changed()
-
-    def _remove_pins(self) -> None:
-        """Pins of an earlier agent of this boot: without them the kernel unloads the programs."""
-        for pin in sorted(self._config.pin_directory.rglob("*"), reverse=True):
-            if pin.is_dir():
-                pin.rmdir()
-            else:
-                pin.unlink()
 
     # --- orders -----------------------------------------------------------------------------------------------------
 

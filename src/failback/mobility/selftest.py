@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 
 from failback.errors import FailbackError
+from failback.mobility.capture.block_device import loop_device
 from failback.mobility.capture.session import DEFAULT_PIN_DIRECTORY, CaptureSession
-from failback.mobility.capture.values import SelfTest
+from failback.mobility.capture.values import CaptureDisk, SelfTest
 
 RING_BYTES = 4 << 20
+DISK_BYTES = 1 << 20
 
 
 def self_test_without_capture() -> SelfTest:
@@ -19,11 +21,13 @@ def self_test_without_capture() -> SelfTest:
     cannot capture: that is what the result says."""
     pins = DEFAULT_PIN_DIRECTORY.with_name(f"failback-self-test-{os.getpid()}")
     try:
-        session = CaptureSession.open([], ring_bytes=RING_BYTES, pin_directory=pins)
-        try:
-            return session.self_test(None)
-        finally:
-            session.detach()
+        with loop_device(DISK_BYTES) as device:
+            disk = CaptureDisk(0, device, DISK_BYTES)
+            session = CaptureSession.open([disk], ring_bytes=RING_BYTES, pin_directory=pins)
+            try:
+                return session.self_test(None)
+            finally:
+                session.detach()
     except (FailbackError, OSError) as error:
         remedy = f" {error.remedy}" if isinstance(error, FailbackError) and error.remedy else ""
         return SelfTest(False, f"{error}.{remedy}")

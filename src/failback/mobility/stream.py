@@ -281,10 +281,15 @@ class Stream:
         self._outstanding = Outstanding(welcome.spooled_sequence, welcome.landed_sequence)
         self._landed_ring = welcome.landed_ring
         if not fresh and not unknown_ring and welcome.spooled_ring > self._base:
-            await self._call(session.release, welcome.spooled_ring - self._base)
+            await self._call(assemble.skip, session, welcome.spooled_ring - self._base)
         if welcome.landed_sequence:
             low = generation_of(welcome.spooled_sequence + 1)
             await self._call(session.clear_unlanded_generations, low, generation_of(welcome.landed_sequence))
+        missed = await self._call(session.missed)
+        if missed:
+            log.error("the capture missed writes of unknown extent: every disk is compared", runs=missed)
+            memory.update(compare_all=True, compared_blocks={})
+            await self._call(session.acknowledge_missed, missed)
         self._counters = await self._call(session.counters)
         self._dirty = await self._call(session.dirty_blocks)
         produced = session.produced_position()
@@ -486,6 +491,7 @@ class Stream:
         if missed:
             log.error("the capture missed writes of unknown extent: every disk is compared")
             self._memory.update(compare_all=True, compared_blocks={})
+            self._session.acknowledge_missed(self._session.missed())
             modes = [(disk, SyncMode.COMPARE) for disk in self.assignment.disks]
             self._pass = SyncPass(self.assignment.pass_id, modes)
             self._hash_wake.set()
