@@ -24,7 +24,8 @@ from failback.errors import AuthenticationError, ConfigurationError
 from failback.transport.identity import PeerIdentity, peer_identity
 
 KEEP_ALIVE_SECONDS = 75
-GRACE_SECONDS = 5
+GRACE_SECONDS = 2
+"""For requests that run at a stop; long polls end at once, and a peer that does not close is not waited for longer."""
 _TCP_INFO_RTT_OFFSET = 68
 """Of ``tcpi_rtt`` (microseconds, 32 bits) in Linux's ``struct tcp_info``."""
 

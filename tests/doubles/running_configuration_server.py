@@ -1,0 +1,102 @@
+"""A real configuration-server process on a real TLS port, for tests: started, stopped, killed, started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+from failback.transport.https import ControlConfig
+
+
+class RunningConfigurationServer:
+    """``with RunningConfigurationServer(tmp_path) as server``; ``configuration`` adds lines to its TOML."""
+
+    def __init__(self, directory: Path, configuration: str = "", environment: dict[str, str] | None = None) -> None:
+        self.directory = directory
+        self.state = directory / "configuration-server"
+        self._config = directory / "configuration-server.toml"
+        self._log = directory / "configuration-server.log"
+        self._environment = {**os.environ, **(environment or {})}
+        self._port = 0
+        self._lines = configuration
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> RunningConfigurationServer:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self.stop()
+
+    @property
+    def url(self) -> str:
+        return f"https://127.0.0.1:{self._port}"
+
+    @property
+    def ca_file(self) -> Path:
+        return self.state / "ca" / "ca.pem"
+
+    @property
+    def token(self) -> str:
+        return (self.state / "administrator.token").read_text(encoding="utf-8").strip()
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(encoding="utf-8")
+
+    def control(self, heartbeat_seconds: float = 0.5) -> ControlConfig:
+        return ControlConfig(self.url, self.ca_file, self.state / "enrolment-passphrase", None, heartbeat_seconds)
+
+    def start(self) -> None:
+        """Returns when it answers; the port stays the same over restarts."""
+        self._config.write_text(
+            f'state_directory = "{self.state}"\nlisten_host = "127.0.0.1"\nlisten_port = {self._port}\n{self._lines}',
+            encoding="utf-8",
+        )
+        listening = self.state / "listening.json"
+        listening.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "failback", "serve", "configuration-server", "--config", str(self._config)]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(command, stderr=log, stdout=log, env=self._environment)
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                break
+            if listening.exists():
+                self._port = json.loads(listening.read_text())["port"]
+                if self.get("/healthz")["status"] == "ok":
+                    return
+            time.sleep(0.02)
+        raise AssertionError(f"the configuration server did not start:\n{self.log}")
+
+    def stop(self) -> None:
+        """SIGTERM; it has to end by itself, with status 0."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            status = self._process.wait(15)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            raise AssertionError(f"it did not stop:\n{self.log}") from None
+        assert status == 0, self.log
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def get(self, path: str) -> dict[str, object]:
+        context = ssl.create_default_context(cafile=str(self.ca_file))
+        with urllib.request.urlopen(self.url + path, context=context, timeout=10) as answer:
+            found: dict[str, object] = json.loads(answer.read())
+            return found
