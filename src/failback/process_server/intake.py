@@ -75,5 +75,6 @@ async def _spool(stream: MachineStream, link: Link) -> None:
             continue
         async with stream.space.reserved(sum(len(item.buffer) for item in items)):
             await asyncio.to_thread(stream.spool.append, items)
+        del items  # waiting for the next ones must not keep these in memory
         faults.point("spool.before_ack")
         stream.spooled_more()

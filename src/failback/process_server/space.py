@@ -66,6 +66,8 @@ class SpoolSpace:
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
                 self._reserved -= count
+            else:
+                self._waiting.remove((count, waiter))
             self.look()
             raise
 

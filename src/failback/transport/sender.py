@@ -160,6 +160,7 @@ class StreamSender:
             await link.send(item)
             self.sent_sequence = sequence
             self.sent_bytes += size
+            del item  # waiting for the next one must not keep this one in memory
             if self._sent_fault:
                 faults.point(self._sent_fault)
 

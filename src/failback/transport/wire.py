@@ -103,23 +103,26 @@ class Wire(asyncio.BufferedProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._last_received = self._last_sent = self._loop.time()
         self._pings = 0
+        self._peer_address = "unknown"
+        self._ssl_object: ssl.SSLObject | None = None
 
     @property
     def ssl_object(self) -> ssl.SSLObject:
-        assert self._transport is not None
-        found: ssl.SSLObject = self._transport.get_extra_info("ssl_object")
-        return found
+        assert self._ssl_object is not None
+        return self._ssl_object
 
     @property
     def peer_address(self) -> str:
-        address = self._transport.get_extra_info("peername") if self._transport else None
-        return f"{address[0]}:{address[1]}" if address else "unknown"
+        return self._peer_address
 
     # --- callbacks of the transport ---------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        self._ssl_object = transport.get_extra_info("ssl_object")
+        address = transport.get_extra_info("peername")
+        self._peer_address = f"{address[0]}:{address[1]}" if address else "unknown"
         transport.set_write_buffer_limits(high=_HIGH_WATER_BYTES)
         self._last_received = self._last_sent = self._loop.time()
         self._timer = self._loop.call_later(self.times.ping_seconds, self._look)
@@ -150,6 +153,7 @@ class Wire(asyncio.BufferedProtocol):
             else:
                 text = f"the connection was lost: {exc}" if exc else "the peer closed the link"
             self.ended = PeerError(text)
+        self._transport = None
         if self._timer is not None:
             self._timer.cancel()
         self._arrival.set()
@@ -342,8 +346,9 @@ class Wire(asyncio.BufferedProtocol):
             self.ended = PeerError("this side closed the link")
         self._arrival.set()
         self._writable.set()
-        if self._transport is not None:
-            self._transport.abort()
+        transport, self._transport = self._transport, None  # a second abort would fail inside asyncio
+        if transport is not None:
+            transport.abort()
 
     def _look(self) -> None:
         """The timer: cut a dead link, ping over a quiet one."""
