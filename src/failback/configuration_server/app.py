@@ -14,16 +14,23 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from failback import __version__
+from failback.configuration_server.api import arm_router
+from failback.configuration_server.api.readiness import preflight_of
+from failback.configuration_server.api.services import Services, SiteFabric, Surroundings
 from failback.configuration_server.config import ServerConfig
 from failback.configuration_server.database import Database
 from failback.configuration_server.enrolment.bootstrap import Installation, bootstrap
 from failback.configuration_server.enrolment.desk import EnrolmentDesk
 from failback.configuration_server.enrolment.routes import component_router, error_response
 from failback.configuration_server.fabrics import open_fabric
+from failback.configuration_server.jobs.engine import JobEngine
+from failback.configuration_server.jobs.executor import DbosExecutor
 from failback.configuration_server.monitors.watch import Monitors
 from failback.configuration_server.registry import News, Orders, Registry
+from failback.configuration_server.workflows.catalogue import scenarios
+from failback.configuration_server.workflows.world import World
 from failback.errors import FailbackError
-from failback.fabric.interfaces import Fabric
+from failback.protection.operations import Side
 from failback.runtime import logs
 from failback.runtime.clock import Clock, SystemClock
 
@@ -40,16 +47,20 @@ class Assembled:
     registry: Registry
     orders: Orders
     desk: EnrolmentDesk
-    fabrics: dict[str, Fabric]
     monitors: Monitors
+    engine: JobEngine
     application: FastAPI
 
     async def background(self) -> None:
         """What runs beside the requests, until it is cancelled."""
         await self.monitors.run()
 
-    def close(self) -> None:
+    async def quiet(self) -> None:
+        """Interrupt the jobs (they go on at the next start) and answer the long polls."""
+        await self.engine.close()
         self.news.close()
+
+    def close(self) -> None:
         self.database.close()
 
 
@@ -64,17 +75,51 @@ def open_server(config: ServerConfig) -> Assembled:
     registry = Registry(database, news, clock)
     orders = Orders(database, news, clock)
     desk = EnrolmentDesk(database, news, installation.authority, clock)
-    fabrics = {fabric.name: open_fabric(fabric) for fabric in config.fabrics}
-    application = FastAPI(title="Failback", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
-    application.include_router(component_router(desk, registry, clock))
-    _add_health(application, database)
-    _add_errors(application)
     monitors = Monitors(
         database, news, alarm_seconds=config.heartbeat_alarm_seconds, pause_seconds=config.monitor_seconds, clock=clock
     )
-    return Assembled(
-        config, clock, database, installation, news, registry, orders, desk, fabrics, monitors, application
+    sites = {
+        fabric.name: SiteFabric(fabric.name, Side(fabric.site.value), fabric.driver, open_fabric(fabric))
+        for fabric in config.fabrics
+    }
+    # No ``advertised`` addresses: which of them a component can use depends on where it stands, and a heartbeat
+    # proves its way to this server better than a probe.
+    around = Surroundings(
+        database=database, orders=orders, news=news, fabrics=sites, clock=clock,
+        heartbeat_alarm_seconds=config.heartbeat_alarm_seconds,
+    )  # fmt: skip
+    world = World(
+        orders=orders,
+        news=news,
+        fabrics={name: site.fabric for name, site in sites.items()},
+        preflight=preflight_of(around),
+        timing=config.limits,
+        clock=clock,
     )
+    executor = DbosExecutor(_jobs_url(config), installation.component_id)
+    engine = JobEngine(database, scenarios(world), executor, clock=clock)
+    services = Services(
+        database=database, orders=orders, news=news, fabrics=sites, clock=clock, jobs=engine,
+        heartbeat_alarm_seconds=config.heartbeat_alarm_seconds,
+    )  # fmt: skip
+    application = _application(services, desk, registry)
+    return Assembled(config, clock, database, installation, news, registry, orders, desk, monitors, engine, application)
+
+
+def _jobs_url(config: ServerConfig) -> str:
+    """Where the executor keeps its own records: beside our database, never in it."""
+    if config.database_url and not config.database_url.startswith("sqlite"):
+        return config.database_url
+    return f"sqlite:///{config.state_directory / 'jobs.sqlite'}"
+
+
+def _application(services: Services, desk: EnrolmentDesk, registry: Registry) -> FastAPI:
+    application = FastAPI(title="Failback", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    application.include_router(component_router(desk, registry, services.clock))
+    application.include_router(arm_router(services))
+    _add_health(application, services.database)
+    _add_errors(application)
+    return application
 
 
 def _add_health(application: FastAPI, database: Database) -> None:

@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from failback.configuration_server.workflows.world import Timing
 from failback.errors import ConfigurationError
 from failback.runtime import config
 
@@ -45,6 +46,8 @@ class ServerConfig:
     """Pause between two passes of the monitors."""
     crash_consistent_seconds: int = 300
     """Distance of catalogued crash-consistent points under the failback policy."""
+    limits: Timing = field(default_factory=Timing)
+    """How long jobs wait for what; see ``[limits]`` in the sample."""
     log_level: str = "INFO"
     log_json: bool = False
 

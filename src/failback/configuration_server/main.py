@@ -1,7 +1,7 @@
 """``failback serve configuration-server --config FILE``: the process.
 
-Opens everything, listens, tells systemd, and lives until a stop signal: first the long polls are answered, then the listener
-closes, then the background work ends. A hard kill instead loses nothing.
+Opens everything, goes on with unfinished jobs, listens, tells systemd, and lives until a stop signal: first the jobs are
+interrupted, then the long polls answered, then the listener closed. A hard kill instead loses nothing.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ async def run(config: ServerConfig, stop: asyncio.Event) -> None:
     """Serve until ``stop`` is set."""
     assembled = await asyncio.to_thread(app.open_server, config)
     try:
+        await assembled.engine.open()
         listening = serving.bind(config.listen_host, config.listen_port)
         server = serving.server_for(assembled.application, assembled.installation)
         async with asyncio.TaskGroup() as group:
@@ -50,7 +51,7 @@ async def run(config: ServerConfig, stop: asyncio.Event) -> None:
             log.info("serving", address="{}:{}".format(*listening.getsockname()[:2]))
             await stop.wait()
             log.info("stopping")
-            assembled.news.close()
+            await assembled.quiet()
             server.should_exit = True
             await serving_task
             background.cancel()
