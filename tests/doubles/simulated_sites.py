@@ -1,0 +1,386 @@
+"""Two sites, an agent and a master target as doubles whose state is one JSON file: it outlives a killed process.
+
+The doubles speak to the *real* registry (heartbeats, assignments, orders) over a real database, so fencing, twins and
+generations are the product's own. They keep ``log``: every change of state that really took place, in order, so that a run
+that was killed anywhere can be compared with one that was not. What must never happen is recorded in ``violations``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from failback.configuration_server.database import Database, items
+from failback.configuration_server.database.components import ComponentRow
+from failback.configuration_server.database.items import ItemDiskRow, ItemRow
+from failback.configuration_server.registry import Registry
+from failback.errors import ConflictError, FabricError, FailbackError, NotFoundError
+from failback.fabric.interfaces import Datastore, FabricDisk, FabricMachine, PowerState, Progress
+from failback.model import orders as kinds
+from failback.model.components import (
+    Heartbeat,
+    MasterTargetStatus,
+    MobilityStatus,
+    Order,
+    OrderReport,
+    OrderState,
+    ReplicaStatus,
+    Role,
+    SyncProgress,
+)  # fmt: skip
+from failback.model.ids import DiskId, MachineId, PassId, PointId
+from failback.model.points import PointKind, RecoveryPoint
+from failback.runtime import records
+from failback.runtime.clock import SystemClock
+
+ITEM, MACHINE, PROCESS_SERVER, MASTER_TARGET = "item-1", "machine-1", "process-server-1", "master-target-1"
+CLOUD, HOME = "cloud-vm", "home-vm"
+HARDWARE = {CLOUD: "hw-cloud", HOME: "hw-home"}
+DISKS = ("disk-0", "disk-1")
+
+REPROTECT_INPUTS = {
+    "process_server_id": PROCESS_SERVER, "master_target_id": MASTER_TARGET, "retention_volume": "retention",
+    "datastore": "store", "policy_name": "",
+}  # fmt: skip
+
+BEGINNING: dict[str, Any] = {
+    "power": {CLOUD: "On", HOME: "Off"},
+    "layer": "",
+    "replica": "none",
+    "replica_epoch": 0,
+    "chosen": "",
+    "marks": [],
+    "points": [],
+    "agent": {"epoch": 0, "pass_id": "", "ticks": 0, "frozen": "", "capture": "idle"},
+    "missing": [],
+    "results": {},
+    "log": [],
+    "violations": [],
+    "knobs": {},
+}
+
+
+class Sites:
+    """The file and its changes. ``knobs`` make things go wrong on purpose (see where they are read)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.RLock()
+        if not path.exists():
+            self._store(json.loads(json.dumps(BEGINNING)))
+
+    def read(self) -> dict[str, Any]:
+        state: dict[str, Any] = json.loads(self.path.read_text())
+        return state
+
+    def _store(self, state: dict[str, Any]) -> None:
+        fresh = self.path.with_suffix(".new")
+        fresh.write_text(json.dumps(state))
+        os.replace(fresh, self.path)
+
+    @contextmanager
+    def change(self) -> Iterator[dict[str, Any]]:
+        with self._lock:
+            state = self.read()
+            yield state
+            if state["power"] == {CLOUD: "On", HOME: "On"} and "both on" not in state["violations"]:
+                state["violations"].append("both on")
+            self._store(state)
+
+    def knob(self, name: str, value: Any) -> None:
+        with self.change() as state:
+            state["knobs"][name] = value
+
+
+class SimulatedFabric:
+    """One of the two sites; implements :class:`failback.fabric.interfaces.Fabric`."""
+
+    def __init__(self, sites: Sites, machine: str) -> None:
+        self._sites = sites
+        self._machine = machine
+
+    def probe(self) -> str:
+        return ""
+
+    def machines(self) -> tuple[FabricMachine, ...]:
+        return (self.machine(self._machine),)
+
+    def machine(self, name_or_id: str) -> FabricMachine:
+        if name_or_id != self._machine:
+            raise NotFoundError(f"no machine {name_or_id}")
+        state = self._sites.read()
+        disks = tuple(
+            FabricDisk(
+                index, f"vd{index}", f"serial-{index}", f"/store/{index}.img", "raw", 1 << 20, disk in state["missing"]
+            )
+            for index, disk in enumerate(DISKS)
+        )
+        power = PowerState(state["power"][self._machine])
+        return FabricMachine(self._machine, self._machine, HARDWARE[self._machine], power, "bios", disks)
+
+    def datastores(self) -> tuple[Datastore, ...]:
+        return (Datastore("store", "/store", "dir", 1 << 40, 1 << 39),)
+
+    def power_state(self, fabric_id: str) -> PowerState:
+        return PowerState(self._sites.read()["power"][fabric_id])
+
+    def power_on(self, fabric_id: str) -> None:
+        with self._sites.change() as state:
+            if state["knobs"].get(f"no start {fabric_id}"):
+                raise FabricError("not enough memory on the host")
+            if fabric_id == HOME and state["replica"] in ("attached", "rolled-back"):
+                raise FabricError("the disks are locked by another process")
+            if state["power"][fabric_id] != "On":
+                state["power"][fabric_id] = "On"
+                state["log"].append(f"{fabric_id} on")
+                if fabric_id == CLOUD:
+                    state["agent"]["capture"] = "idle"
+
+    def power_off(self, fabric_id: str) -> None:
+        with self._sites.change() as state:
+            if state["knobs"].get(f"no stop {fabric_id}"):
+                return
+            if state["power"][fabric_id] != "Off":
+                if fabric_id == CLOUD and not state["agent"]["frozen"]:
+                    state["violations"].append("the source was powered off without a freeze")
+                state["power"][fabric_id] = "Off"
+                state["log"].append(f"{fabric_id} off")
+                if fabric_id == CLOUD:
+                    state["agent"].update(frozen="", capture="idle")
+
+    def lay(self, fabric_id: str, key: str) -> None:
+        with self._sites.change() as state:
+            if state["power"][fabric_id] != "Off" or state["replica"] != "released":
+                raise ConflictError("a layer needs released disks and a machine that is off")
+            if state["layer"] != key:
+                state["layer"] = key
+                state["log"].append("layer laid")
+
+    def merge(self, fabric_id: str, key: str, progress: Progress) -> None:
+        with self._sites.change() as state:
+            progress(1, 2)
+            if state["layer"] == key:
+                state["layer"] = ""
+                state["log"].append("layer merged")
+            progress(2, 2)
+
+    def discard(self, fabric_id: str, key: str) -> None:
+        with self._sites.change() as state:
+            if state["power"][fabric_id] != "Off":
+                raise ConflictError("the machine runs")
+            if state["layer"] == key:
+                state["layer"] = ""
+                state["log"].append("layer discarded")
+
+    def layered(self, fabric_id: str, key: str) -> bool:
+        return bool(self._sites.read()["layer"] == key)
+
+
+def fill(database: Database) -> None:
+    """Rows of a machine that failed over to the cloud, and of the components that serve it."""
+    with database.write() as session:
+        for component_id, role, hardware in (
+            (MACHINE, Role.MOBILITY, HARDWARE[CLOUD]),
+            (PROCESS_SERVER, Role.PROCESS_SERVER, "hw-ps"),
+            (MASTER_TARGET, Role.MASTER_TARGET, "hw-mt"),
+        ):
+            session.add(
+                ComponentRow(component_id=component_id, role=role.value, hostname=component_id, hardware_id=hardware,
+                             version="1", addresses=["127.0.0.1"], enrolled_wall_ns=1)
+            )  # fmt: skip
+        session.flush()
+        item = ItemRow(
+            item_id=ITEM, name="ledger", friendly_name="ledger", machine_id=MACHINE, created_wall_ns=1,
+            on_premises_fabric="home", on_premises_fabric_id=HOME, on_premises_name=HOME,
+            on_premises_hardware_id=HARDWARE[HOME], cloud_fabric="cloud", cloud_fabric_id=CLOUD, cloud_name=CLOUD,
+            cloud_hardware_id=HARDWARE[CLOUD], live_side=items.CLOUD,
+            disks=[
+                ItemDiskRow(disk_id=disk, index=index, device_match=f"serial-{index}", serial=f"serial-{index}",
+                            size_bytes=1 << 20, cloud_size_bytes=1 << 20)
+                for index, disk in enumerate(DISKS)
+            ],
+        )  # fmt: skip
+        session.add(item)
+
+
+class Components:
+    """Agent (on whichever side runs) and master target: heartbeats to the real registry, orders carried out on the file."""
+
+    def __init__(self, sites: Sites, registry: Registry) -> None:
+        self._sites = sites
+        self._registry = registry
+        self._clock = SystemClock()
+        self._taken = {CLOUD: (0, None), HOME: (0, None), MASTER_TARGET: (0, None)}
+
+    async def run(self, pause_seconds: float = 0.03) -> None:
+        """Until cancelled."""
+        while True:
+            await self.beat()
+            await asyncio.sleep(pause_seconds)
+
+    async def beat(self) -> None:
+        state = self._sites.read()
+        for machine in (CLOUD, HOME):
+            if state["power"][machine] == "On" and not state["knobs"].get(f"silent {machine}"):
+                await self._agent(machine)
+        await self._master_target()
+
+    async def _agent(self, machine: str) -> None:
+        orders, assignment = await self._heartbeat(
+            machine, MACHINE, Role.MOBILITY, HARDWARE[machine], self._agent_status(machine)
+        )
+        with self._sites.change() as state:
+            agent = state["agent"]
+            if machine == HOME:
+                if assignment is not None and assignment["active"]:
+                    state["violations"].append("the twin was told to stream")
+                return
+            if assignment is not None and not state["knobs"].get("no capture"):
+                known = (agent["epoch"], agent["pass_id"])
+                if assignment["active"] and known != (assignment["epoch"], assignment["pass_id"]):
+                    agent.update(epoch=assignment["epoch"], pass_id=assignment["pass_id"], ticks=0)
+                    state["log"].append("pass begun")
+                agent["capture"] = "capturing" if assignment["active"] else "idle"
+            if agent["capture"] == "capturing" and not state["knobs"].get("no sync"):
+                agent["ticks"] += 1
+        for order in orders:
+            self._carry_out(order, self._agent_order)
+
+    def _agent_status(self, machine: str) -> MobilityStatus:
+        agent = self._sites.read()["agent"]
+        if machine == HOME:
+            return MobilityStatus()
+        done = agent["ticks"] >= 3
+        sync = tuple(SyncProgress(DiskId(disk), 100, min(100, agent["ticks"] * 34), 10, 10, done) for disk in DISKS)
+        return MobilityStatus(
+            capture=agent["capture"], self_test="passed", epoch=agent["epoch"], pass_id=PassId(agent["pass_id"]),
+            sync_done=done, sync=sync, landed_sequence=agent["ticks"], freeze="frozen" if agent["frozen"] else "", linked=True,
+        )  # fmt: skip
+
+    def _agent_order(self, state: dict[str, Any], order: Order) -> dict[str, Any]:
+        agent = state["agent"]
+        if order.kind == kinds.THAW:
+            if agent["frozen"]:
+                agent["frozen"] = ""
+                state["log"].append("thawed")
+            return {}
+        mark = order.arguments["mark_id"]
+        if order.kind == kinds.FREEZE_LEASE:
+            if state["knobs"].get("cannot freeze"):
+                raise FailbackError("vfat cannot be frozen", code="FreezeFailed")
+            agent["frozen"] = mark
+            state["log"].append("frozen")
+        else:
+            state["log"].append("application-consistent mark")
+        kind = PointKind.FINAL if order.kind == kinds.FREEZE_LEASE else PointKind.APP_CONSISTENT
+        state["marks"].append(mark)
+        state["points"].append([mark, kind.value, agent["epoch"]])
+        marked = kinds.Marked(mark, agent["epoch"], agent["ticks"], agent["ticks"] * 100, 1.5)
+        encoded: dict[str, Any] = records.encode(marked)
+        return encoded
+
+    async def _master_target(self) -> None:
+        with self._sites.change() as state:
+            agent, epoch = state["agent"], state["agent"]["epoch"]
+            done = agent["ticks"] >= 3 and state["replica_epoch"] == epoch
+            if done and not any(point[2] == epoch for point in state["points"]):
+                state["points"].append([f"point-of-{epoch}", PointKind.CRASH_CONSISTENT.value, epoch])
+        orders, assignment = await self._heartbeat(
+            MASTER_TARGET, MASTER_TARGET, Role.MASTER_TARGET, "hw-mt", self._master_target_status()
+        )
+        with self._sites.change() as state:
+            accepted = [each for each in (assignment or {}).get("replicas", ()) if each["machine_id"] == MACHINE]
+            if accepted and state["replica"] == "attached":
+                state["replica_epoch"] = accepted[0]["epoch"]
+        for order in orders:
+            self._carry_out(order, self._master_target_order)
+
+    def _master_target_status(self) -> MasterTargetStatus:
+        state = self._sites.read()
+        if state["replica"] == "none":
+            return MasterTargetStatus()
+        points = tuple(
+            RecoveryPoint(PointId(point), MachineId(MACHINE), PointKind(kind), index + 1, epoch, index, index)
+            for index, (point, kind, epoch) in enumerate(state["points"])
+        )
+        done = state["agent"]["ticks"] >= 3 and state["replica_epoch"] == state["agent"]["epoch"]
+        replica = ReplicaStatus(
+            MachineId(MACHINE), state["replica"], state["replica_epoch"], "incarnation-1", 1, 1, 1, done, points=points
+        )
+        return MasterTargetStatus(replicas=(replica,))
+
+    def _master_target_order(self, state: dict[str, Any], order: Order) -> dict[str, Any]:
+        def become(name: str) -> None:
+            if state["replica"] != name:
+                state["replica"] = name
+                state["log"].append(f"replica {name}")
+
+        if state["knobs"].get(f"fail {order.kind}"):
+            raise FailbackError("the retention volume failed", code="StorageFailed")
+        if order.kind == kinds.ATTACH_REPLICA:
+            if state["replica"] == "none":
+                state["points"].append(["before", PointKind.BEFORE_REPROTECT.value, 0])
+            become("attached")
+            result = kinds.AttachedReplica("incarnation-1", tuple(state["missing"]))
+            state["missing"] = []
+            encoded: dict[str, Any] = records.encode(result)
+            return encoded
+        if order.kind == kinds.PREPARE_POINT:
+            return self._prepared(state, order, become)
+        if order.kind == kinds.DETACH_REPLICA and state["replica"] == "none":
+            raise NotFoundError("no such replica")
+        if order.kind == kinds.RELEASE_REPLICA and state["power"][CLOUD] != "Off":
+            state["violations"].append("released while the source runs")
+        become({kinds.RELEASE_REPLICA: "released", kinds.RESUME_REPLICA: "attached", kinds.COMMIT_POINT: "committed",
+                kinds.DETACH_REPLICA: "none"}[order.kind])  # fmt: skip
+        return {}
+
+    def _prepared(self, state: dict[str, Any], order: Order, become: Callable[[str], None]) -> dict[str, Any]:
+        mark, choice = order.arguments["after_mark"], order.arguments["choice"]
+        if mark and mark not in state["marks"]:
+            raise FailbackError("the mark did not arrive", code="PeerUnavailable")
+        chosen = choice["value"] or state["points"][-1][0]
+        state["chosen"] = chosen
+        become("rolled-back")
+        kind, epoch = next((kind, epoch) for point, kind, epoch in state["points"] if point == chosen)
+        point = RecoveryPoint(PointId(chosen), MachineId(MACHINE), PointKind(kind), 7, epoch, 1, 1)
+        encoded: dict[str, Any] = records.encode(kinds.PreparedPoint(point, 0))
+        return encoded
+
+    def _carry_out(self, order: Order, work: Callable[[dict[str, Any], Order], dict[str, Any]]) -> None:
+        """Effect and result are stored together; an order seen again has its result already."""
+        with self._sites.change() as state:
+            if order.order_id in state["results"] or order.kind in state["knobs"].get("ignored orders", ()):
+                return
+            try:
+                report = {"result": work(state, order), "error": None}
+            except FailbackError as error:
+                report = {"result": {}, "error": error.as_dict()}
+            state["results"][order.order_id] = report
+
+    async def _heartbeat(
+        self, key: str, component_id: str, role: Role, hardware_id: str, status: object
+    ) -> tuple[tuple[Order, ...], dict[str, Any] | None]:
+        generation, assignment = self._taken[key]
+        reports = tuple(
+            OrderReport(
+                order_id, OrderState.FAILED if each["error"] else OrderState.SUCCEEDED, each["result"], each["error"]
+            )
+            for order_id, each in self._sites.read()["results"].items()
+        )
+        heartbeat = Heartbeat(
+            role=role, hostname=component_id, version="1", hardware_id=hardware_id, boot_id=f"boot {key}",
+            os_family="linux", os_version="", kernel="", wall_ns=self._clock.wall_ns(), monotonic=1.0,
+            addresses=("127.0.0.1",), status=records.encode(status), reports=reports, assignment_generation=generation,
+        )  # fmt: skip
+        reply = await self._registry.heartbeat(component_id, role, heartbeat, skew_seconds=0.0)
+        if reply.assignment is not None:
+            assignment = reply.assignment
+        self._taken[key] = (reply.assignment_generation, assignment)
+        return reply.orders, assignment
