@@ -6,14 +6,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +65,12 @@ class World:
         self.kill()
         for mount in reversed(self.mounts):
             subprocess.run(["fsfreeze", "-u", str(mount)], capture_output=True, check=False)
-            subprocess.run(["umount", str(mount)], capture_output=True, check=False)
+            if not os.path.ismount(mount):
+                continue
+            for _ in range(20):  # a writer that was killed may still be on its way out
+                if subprocess.run(["umount", str(mount)], capture_output=True, check=False).returncode == 0:
+                    break
+                await asyncio.sleep(0.1)
         if self.pins.is_dir():
             for pin in self.pins.iterdir():
                 pin.unlink()
@@ -188,10 +192,3 @@ def load(point: Path, seconds: float) -> subprocess.Popen[bytes]:
          "--randrepeat=0", "--buffer_compress_percentage=50", "--refill_buffers"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-
-
-def copy_tree(source: Path, target: Path) -> None:
-    shutil.copytree(source, target, dirs_exist_ok=True)
-
-
-__all__ = ["World", "copy_tree", "load", "replace", "run"]

@@ -219,7 +219,7 @@ async def serve_links(
     accept: Accept,
     *,
     times: LinkTimes = DEFAULT_TIMES,
-    budget_bytes: int = 96 << 20,
+    budget_bytes: int = 64 << 20,
     raw_items: bool = True,
 ) -> LinkServer:
     """Listen. Port 0 takes a free one (``server.port``). ``budget_bytes`` bounds the memory of frames of all links.
