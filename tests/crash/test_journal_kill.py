@@ -99,7 +99,8 @@ def test_killed_once(tmp_path: Path, name: str, passage: int) -> None:
 def test_killed_again_and_again(tmp_path: Path) -> None:
     folder = tmp_path / "world"
     names = ["apply.mid=kill@20", "undo.after_sync=kill@2", "catalogue.before_commit=kill@2", "rollback.mid=kill@2",
-             "rollback.returning=kill@1", "journal.after_append=kill@5", "apply.before_flush=kill@2", "apply.mid=kill@9"]  # fmt: skip
+             "rollback.returning=kill@1", "journal.after_append=kill@5",
+             "apply.before_flush=kill@2", "apply.mid=kill@9"]  # fmt: skip
     kills = sum(_run(folder, 77, name) != 0 for name in names)
     assert kills >= 6
     assert _run(folder, 77, "") == 0

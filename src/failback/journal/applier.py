@@ -80,6 +80,7 @@ class Applier:
         self._on_reply = on_reply
         self.advanced = threading.Condition()
         """Notified whenever the durable applied position advanced."""
+        self.published = 0
         self._file: UndoFile | None = None
         self._load()
 
@@ -144,6 +145,15 @@ class Applier:
         with self._restarting():
             if self.written != self.durable:
                 self._settle(None)
+
+    def publish(self) -> None:
+        """Make what is written a crash-consistent point, unless it lies in a gap or is one already."""
+        with self._restarting():
+            newest = self._catalogue.intervals()[-1].first_ordinal
+            if self.written.gap or self.written.ordinal == newest or self._after_pass:
+                self.settle()
+            else:
+                self._settle(PointKind.CRASH_CONSISTENT)
 
     def _collect(self) -> Group | None:
         group = Group()
@@ -235,6 +245,7 @@ class Applier:
         self._unflushed_bytes = 0
         self._flushed_at = time.monotonic()
         if interval is not None:
+            self.published += 1
             self._last_point_wall_ns = self.written.wall_ns
             if self._file is not None:
                 self._file.close()

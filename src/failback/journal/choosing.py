@@ -1,7 +1,8 @@
 """From an operator's choice to a place in the journal (D15).
 
-Points are offered while they are catalogued and not abandoned. A time is the newest consistent batch end at or before it:
-between two points as long as the redo from the earlier one on is still there, else the point itself.
+Points are offered while they are catalogued and not abandoned. *Latest* and a time are the newest
+consistent batch end (at or before it): between two points as long as the redo from the earlier one on is still there,
+else the point itself.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from failback.model.points import PointChoice, PointKind, PointSelector, Recover
 from failback.model.stream import GapCause
 from failback.protocol.layout import FrameType
 
+_END_OF_TIME_NS = 1 << 62
+
 
 def choose(choice: PointChoice, points: Sequence[CataloguedPoint], redo: RedoLog, applied_ordinal: int) -> Destination:
     """``points`` oldest first. Raises NotFoundError and ConflictError with what there is instead."""
@@ -24,7 +27,7 @@ def choose(choice: PointChoice, points: Sequence[CataloguedPoint], redo: RedoLog
     if choice.selector is PointSelector.TIME:
         return _at_time(choice, living, redo, applied_ordinal)
     if choice.selector is PointSelector.LATEST:
-        wanted = living
+        return _newest(choice, living, redo, applied_ordinal)
     elif choice.selector is PointSelector.LATEST_APP_CONSISTENT:
         wanted = [entry for entry in living if entry.point.kind in (PointKind.APP_CONSISTENT, PointKind.FINAL)]
     else:
@@ -41,8 +44,18 @@ def choose(choice: PointChoice, points: Sequence[CataloguedPoint], redo: RedoLog
     return Destination(choice, entry.point, entry.ordinal, entry.ordinal)
 
 
+def _newest(choice: PointChoice, living: Sequence[CataloguedPoint], redo: RedoLog, applied_ordinal: int) -> Destination:
+    """The newest consistent batch end: behind the newest point too, when a gap began after it."""
+    return _at_time(PointChoice(PointSelector.TIME, str(_END_OF_TIME_NS)), living, redo, applied_ordinal, asked=choice)
+
+
 def _at_time(
-    choice: PointChoice, living: Sequence[CataloguedPoint], redo: RedoLog, applied_ordinal: int
+    choice: PointChoice,
+    living: Sequence[CataloguedPoint],
+    redo: RedoLog,
+    applied_ordinal: int,
+    *,
+    asked: PointChoice | None = None,
 ) -> Destination:
     try:
         wall_ns = int(choice.value)
@@ -53,6 +66,7 @@ def _at_time(
         raise NotFoundError("no recovery point is as old as that", code="RecoveryPointNotFound",
                             remedy="choose a later time")  # fmt: skip
     base = bases[-1]
+    choice = asked or choice
     found = Destination(choice, base.point, base.ordinal, base.ordinal)
     if redo.first_ordinal > base.ordinal + 1:
         return found

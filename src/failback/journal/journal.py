@@ -251,6 +251,12 @@ class Journal:
         applier = self._applier
         return applier is not None and applier.behind == 0
 
+    @property
+    def news(self) -> tuple[int, str]:
+        """Changes when a point was published or a gap began or ended."""
+        applier = self._applier
+        return (applier.published, applier.durable.gap) if applier is not None else (0, "")
+
     def settle(self) -> None:
         """Flush the disks and make the applied position durable."""
         with self.apply_lock:
@@ -278,6 +284,12 @@ class Journal:
     def mark(self, mark_id: str) -> Mark | None:
         """The applied mark, or None while it was not applied."""
         return self.catalogue.mark(mark_id)
+
+    def publish_latest(self) -> None:
+        """Make the applied place a point if it is consistent: *latest* then loses nothing that was applied."""
+        with self.apply_lock:
+            if self._applier is not None and not self.catalogue.get("rollback_phase"):
+                self._applier.publish()
 
     def prepare(self, choice: PointChoice, progress: Progress) -> Destination:
         """Bring the disks exactly to the point; the same choice again gives the same result (D15).

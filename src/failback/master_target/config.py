@@ -1,0 +1,30 @@
+"""The master target's TOML (a commented sample: deploy/master-target.toml)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from failback.transport.https import ControlConfig
+
+
+@dataclass(frozen=True, slots=True)
+class NamedPlace:
+    """A retention volume or a datastore: the name that operators choose and where it is mounted."""
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class MasterTargetConfig:
+    state_directory: Path
+    configuration_server: ControlConfig
+    retention_volumes: tuple[NamedPlace, ...] = ()
+    datastores: tuple[NamedPlace, ...] = ()
+    listen_host: str = "0.0.0.0"
+    listen_port: int = 9444
+    receive_memory_bytes: int = 96 << 20
+    """Memory for items that arrive, over all links."""
+    log_level: str = "INFO"
+    log_json: bool = False

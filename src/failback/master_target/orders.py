@@ -1,0 +1,148 @@
+"""The orders of a master target: arguments in, replica work in a thread, result out. Each may be repeated.
+
+Orders on one machine run one after the other. A *prepare* that waits for its mark holds nothing, and gives up when a
+newer order on the machine comes: a failback that was called off must not roll back the disks when its mark arrives late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from failback.errors import ConflictError, StorageError
+from failback.master_target.intake import Intake
+from failback.master_target.replica import Replica
+from failback.master_target.replicas import Replicas
+from failback.model import orders
+from failback.model.components import Order
+from failback.model.ids import MachineId
+from failback.runtime import logs, records
+from failback.transport.control import OrderWork, ReportProgress
+
+log = logs.get(__name__)
+
+_POLL_SECONDS = 0.05
+_PROBE_SECONDS = 5.0
+
+
+class Orders:
+    """``work()`` is what :class:`failback.transport.control.ControlLoop` takes."""
+
+    def __init__(self, replicas: Replicas, intake: Intake) -> None:
+        self._replicas = replicas
+        self._intake = intake
+
+    def work(self) -> dict[str, OrderWork]:
+        return {
+            orders.PROBE: probe,
+            orders.ATTACH_REPLICA: self.attach,
+            orders.PREPARE_POINT: self.prepare,
+            orders.RELEASE_REPLICA: self.release,
+            orders.RESUME_REPLICA: self.resume,
+            orders.COMMIT_POINT: self.commit,
+            orders.DETACH_REPLICA: self.detach,
+        }
+
+    async def attach(self, order: Order, _: ReportProgress) -> dict[str, Any]:
+        arguments = records.decode(order.arguments, orders.AttachReplica, order.kind)
+        self._replicas.supersede(arguments.machine_id)
+        async with self._replicas.lock(arguments.machine_id):
+            attached = await asyncio.to_thread(self._replicas.attach, arguments)
+        result: dict[str, Any] = records.encode(attached)
+        return result
+
+    async def prepare(self, order: Order, progress: ReportProgress) -> dict[str, Any]:
+        arguments = records.decode(order.arguments, orders.PreparePoint, order.kind)
+        machine_id = arguments.machine_id
+        serial = self._replicas.supersede(machine_id)
+        replica = self._replicas.find(machine_id)
+        await self._applied(replica, arguments, serial)
+        loop = asyncio.get_running_loop()
+
+        def report(done: int, total: int) -> None:
+            loop.call_soon_threadsafe(progress, done, total)
+
+        async with self._replicas.lock(machine_id):
+            self._check_newest(machine_id, serial)
+            prepared = await asyncio.to_thread(replica.prepare, arguments.choice, report)
+        result: dict[str, Any] = records.encode(orders.PreparedPoint(prepared.point, prepared.bytes_rolled_back))
+        return result
+
+    async def _applied(self, replica: Replica, arguments: orders.PreparePoint, serial: int) -> None:
+        """Wait for the mark, or without one until everything landed is applied. Raises ConflictError."""
+        journal = replica.journal
+        while journal.destination is None:
+            self._check_newest(arguments.machine_id, serial)
+            if replica.problem:
+                raise StorageError(f"applying stands still: {replica.problem}", retryable=True)
+            if not arguments.after_mark and (journal.caught_up or not journal.started):
+                return
+            mark = journal.mark(arguments.after_mark) if arguments.after_mark else None
+            if mark is not None and mark.published:
+                return
+            if mark is not None:
+                raise ConflictError(
+                    "the last mark lies in a gap of the stream: the replica is not consistent there",
+                    code="MarkInGap",
+                    possible_causes="blocks were still being re-read when the machine was frozen",
+                    remedy="wait until the replica is consistent and fail back again",
+                    retryable=True,
+                )
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def _check_newest(self, machine_id: MachineId, serial: int) -> None:
+        if not self._replicas.is_newest(machine_id, serial):
+            raise ConflictError("a newer order on this replica came", code="Superseded")
+
+    async def release(self, order: Order, _: ReportProgress) -> dict[str, Any]:
+        return await self._plain(order, lambda replica: replica.release(), ends_link="the replica is released")
+
+    async def resume(self, order: Order, _: ReportProgress) -> dict[str, Any]:
+        return await self._plain(order, lambda replica: replica.resume())
+
+    async def commit(self, order: Order, _: ReportProgress) -> dict[str, Any]:
+        return await self._plain(order, lambda replica: replica.commit(), ends_link="the failback was committed")
+
+    async def _plain(self, order: Order, work: Callable[[Replica], None], *, ends_link: str = "") -> dict[str, Any]:
+        machine_id = records.decode(order.arguments, orders.ReplicaOrder, order.kind).machine_id
+        self._replicas.supersede(machine_id)
+        async with self._replicas.lock(machine_id):
+            replica = self._replicas.find(machine_id)
+            if ends_link:
+                self._intake.drop(machine_id, ConflictError(ends_link, code="ReplicaReleased", retryable=True))
+                await self._intake.quiet(machine_id)
+            await asyncio.to_thread(work, replica)
+        return {}
+
+    async def detach(self, order: Order, _: ReportProgress) -> dict[str, Any]:
+        machine_id = records.decode(order.arguments, orders.ReplicaOrder, order.kind).machine_id
+        self._replicas.supersede(machine_id)
+        async with self._replicas.lock(machine_id):
+            self._intake.drop(
+                machine_id, ConflictError("the replica is detached", code="ReplicaReleased", retryable=True)
+            )
+            await self._intake.quiet(machine_id)
+            await asyncio.to_thread(self._replicas.detach, machine_id)
+        return {}
+
+
+async def probe(order: Order, _: ReportProgress) -> dict[str, Any]:
+    """Connect to each ``host:port`` of the order."""
+    wanted = records.decode(order.arguments, orders.Probe, order.kind)
+    reasons = await asyncio.gather(*(_try_connect(target) for target in wanted.targets))
+    result: dict[str, Any] = records.encode(orders.ProbeResult(dict(zip(wanted.targets, reasons, strict=True))))
+    return result
+
+
+async def _try_connect(target: str) -> str:
+    host, _, port = target.rpartition(":")
+    try:
+        async with asyncio.timeout(_PROBE_SECONDS):
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    except TimeoutError:
+        return f"no answer within {_PROBE_SECONDS:g} s"
+    except (OSError, ValueError) as error:
+        return str(error)
+    writer.close()
+    return ""

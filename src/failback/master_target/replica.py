@@ -1,0 +1,249 @@
+"""One machine's replica: its disks (fenced and locked), its journal, and the thread that applies.
+
+States: *attached* (disks are ours, the stream lands and is applied; rolled back while a point is prepared), *released*
+(disks carry their own names, nothing lands), *committed* (released for good). The state lies in the journal's catalogue,
+so that a restart, or another master target, finds it. Methods block and are called one at a time (``replicas`` sees to it).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from failback.block import replica_disk
+from failback.block.device import BlockDevice
+from failback.errors import ConflictError, FailbackError, StorageError
+from failback.journal.journal import Journal
+from failback.journal.rollback import Destination, Progress
+from failback.model.components import ReplicaStatus
+from failback.model.points import PointChoice, PointSelector
+from failback.protocol.messages import DigestReply
+from failback.runtime import faults, logs
+
+log = logs.get(__name__)
+
+ATTACHED, RELEASED, COMMITTED, DETACHED = "attached", "released", "committed", "detached"
+_IDLE_SECONDS = 0.25
+_THIN_SECONDS = 60.0
+_RETRY_SECONDS = 2.0
+_STATUS_SECONDS = 1.0
+
+
+class Replica:
+    def __init__(self, journal: Journal, runtime_directory: Path) -> None:
+        self.journal = journal
+        self.on_reply: Callable[[DigestReply], None] = lambda reply: None
+        """Called in the applying thread."""
+        self.on_news: Callable[[], None] = lambda: None
+        """Called in any thread when the status has news that somebody waits for."""
+        self.landing_problem = ""
+        self._problem = ""
+        self._runtime_directory = runtime_directory
+        self._devices: dict[int, BlockDevice] = {}
+        self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+        self._work = threading.Event()
+        self._status = self._make_status()
+
+    # --- disks ------------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        return str(self.journal.catalogue.get("state"))
+
+    def create_missing(self) -> tuple[str, ...]:
+        """Create the disks that are not there and may be; ids of all that this journal has created."""
+        catalogue = self.journal.catalogue
+        created = set(catalogue.get("created") or ())
+        created |= {disk.disk_id for disk in catalogue.disks if disk.create and not replica_disk.exists(disk)}
+        catalogue.set("created", sorted(created))  # before the first one: a crash in between forgets none
+        for disk in catalogue.disks:
+            replica_disk.create_if_missing(disk)
+            faults.point("attach.after_create")
+        return tuple(sorted(created))
+
+    def open(self) -> None:
+        """Fence, lock and open the disks and begin to apply. Raises ConflictError (in use), NotFoundError, StorageError."""
+        if not self._devices:
+            try:
+                for disk in self.journal.catalogue.disks:
+                    self._devices[disk.index] = replica_disk.open_locked(disk, self._runtime_directory)
+            except BaseException:
+                self._close_devices()
+                raise
+        if not self.journal.started:
+            self.journal.start(self._devices, self._reply)
+        if self._thread is None:
+            self._stopping.clear()
+            self._thread = threading.Thread(target=self._apply, name=f"applier {self.journal.machine_id}", daemon=True)
+            self._thread.start()
+
+    def _reply(self, reply: DigestReply) -> None:
+        self.on_reply(reply)
+
+    def abandon(self) -> None:
+        """Undo an ``open`` of an attach that failed: names back, locks dropped."""
+        self._stop_applying()
+        if self.journal.started:
+            self.journal.stop()
+        for disk in self.journal.catalogue.disks:
+            replica_disk.unfence(disk)
+        self.close()
+
+    def _stop_applying(self) -> None:
+        self._stopping.set()
+        self._work.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _close_devices(self) -> None:
+        for device in self._devices.values():
+            device.close()
+        self._devices = {}
+
+    def release(self) -> None:
+        """Flush, give the disks their names back, drop the locks. May be repeated."""
+        if self.state == ATTACHED:
+            self.journal.catalogue.set("state", RELEASED)
+        self._stop_applying()
+        if self.journal.started:
+            self.journal.stop()
+        for device in self._devices.values():
+            device.flush()
+        faults.point("release.before_unfence")
+        for disk in self.journal.catalogue.disks:
+            replica_disk.unfence(disk)
+        self._close_devices()
+        self.refresh_status()
+
+    def resume(self) -> None:
+        """The opposite of release and prepare: the disks are ours again and roll forward to landed (D15)."""
+        if self.state in (COMMITTED, DETACHED):
+            raise ConflictError("the failback was committed: the disks belong to the on-premises machine",
+                                remedy="reprotect the machine instead")  # fmt: skip
+        self.open()
+        self.journal.resume()
+        self.journal.catalogue.set("state", ATTACHED)
+        self._work.set()
+        self.refresh_status()
+
+    def prepare(self, choice: PointChoice, progress: Progress) -> Destination:
+        """Bring the disks to the point. Everything landed is applied first by the caller's waiting."""
+        if self.state in (COMMITTED, DETACHED):
+            raise ConflictError("the failback was committed already")
+        known = self.journal.destination
+        if known is not None and known.choice == choice:
+            return known
+        if self.state != ATTACHED or not self.journal.started:
+            raise ConflictError("the replica's disks are released", remedy="cancel the failback first")
+        if choice.selector is PointSelector.LATEST:
+            self.journal.publish_latest()
+        destination = self.journal.prepare(choice, progress)
+        self.refresh_status()
+        return destination
+
+    def commit(self) -> None:
+        """Close the journal for this direction; the disks are let go when they are still ours."""
+        if self._devices:
+            self.release()
+        self.journal.commit()
+        self.refresh_status()
+
+    # --- applying ---------------------------------------------------------------------------------------------------
+
+    def landed_more(self) -> None:
+        """Something landed: apply it."""
+        self._work.set()
+
+    def _apply(self) -> None:
+        thinned_at = looked_at = time.monotonic()
+        seen = self.journal.news
+        while not self._stopping.is_set():
+            try:
+                progressed = self.journal.apply_step()
+                self._problem = ""
+                now = time.monotonic()
+                if now - thinned_at > _THIN_SECONDS:
+                    thinned_at = now
+                    self.journal.thin()
+                if now - looked_at > _STATUS_SECONDS or self.journal.news != seen:
+                    looked_at = now
+                    self.refresh_status()
+                if self.journal.news != seen:
+                    seen = self.journal.news
+                    self.on_news()
+            except (FailbackError, OSError) as error:
+                self._fail(error)
+                self._stopping.wait(_RETRY_SECONDS)
+                continue
+            if not progressed:
+                self._work.wait(_IDLE_SECONDS)
+                self._work.clear()
+
+    def _fail(self, error: FailbackError | OSError) -> None:
+        sentence = error.message if isinstance(error, FailbackError) else str(error)
+        code = error.code if isinstance(error, FailbackError) else StorageError.code
+        if self._problem != sentence:
+            remedy = error.remedy if isinstance(error, FailbackError) else ""
+            log.error(
+                "applying stands still", machine=self.journal.machine_id, code=code, reason=sentence, remedy=remedy
+            )
+        self._problem = sentence
+        self.refresh_status()
+
+    @property
+    def problem(self) -> str:
+        return self._problem or self.landing_problem
+
+    # --- status -----------------------------------------------------------------------------------------------------
+
+    def refresh_status(self) -> None:
+        self._status = self._make_status()
+
+    def _make_status(self) -> ReplicaStatus:
+        journal = self.journal
+        applied = journal.applied
+        state = self.state
+        if state in (COMMITTED, DETACHED):
+            state = RELEASED
+        elif state == ATTACHED and journal.destination is not None:
+            state = "rolled-back"
+        return ReplicaStatus(
+            machine_id=journal.machine_id,
+            state=state,
+            epoch=journal.epoch,
+            incarnation=journal.incarnation,
+            landed_sequence=journal.landed.sequence,
+            landed_ring=journal.landed.ring,
+            applied_sequence=applied.sequence if applied.epoch == journal.epoch else 0,
+            consistent=applied.gap == "" and applied.epoch == journal.epoch and applied.sequence > 0,
+            gap=applied.gap,
+            gaps=tuple(journal.gaps()),
+            points=tuple(journal.points()),
+            disks=journal.catalogue.disks,
+            journal_bytes=journal.size_bytes,
+            problem=self.problem,
+        )
+
+    def status(self) -> ReplicaStatus:
+        """As of the last second; landed positions and problems are of now. Does not block."""
+        landed = self.journal.landed
+        return replace(
+            self._status,
+            epoch=landed.epoch,
+            landed_sequence=landed.sequence,
+            landed_ring=landed.ring,
+            problem=self.problem,
+        )
+
+    def close(self) -> None:
+        """The process ends: the disks stay fenced by name, the locks go with the process."""
+        self._stop_applying()
+        if self.journal.started:
+            self.journal.stop()
+        self._close_devices()
+        self.journal.close()
