@@ -18,18 +18,27 @@ from failback.transport.https import ControlConfig
 class RunningConfigurationServer:
     """``with RunningConfigurationServer(tmp_path) as server``; ``configuration`` adds lines to its TOML."""
 
-    def __init__(self, directory: Path, configuration: str = "", environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        configuration: str = "",
+        environment: dict[str, str] | None = None,
+        *,
+        starts: bool = True,
+    ) -> None:
         self.directory = directory
         self.state = directory / "configuration-server"
         self._config = directory / "configuration-server.toml"
         self._log = directory / "configuration-server.log"
         self._environment = {**os.environ, **(environment or {})}
         self._port = 0
+        self._starts = starts
         self._lines = configuration
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> RunningConfigurationServer:
-        self.start()
+        if self._starts:
+            self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -55,27 +64,40 @@ class RunningConfigurationServer:
     def control(self, heartbeat_seconds: float = 0.5) -> ControlConfig:
         return ControlConfig(self.url, self.ca_file, self.state / "enrolment-passphrase", None, heartbeat_seconds)
 
-    def start(self) -> None:
+    def start(self, faults: str = "") -> None:
         """Returns when it answers; the port stays the same over restarts."""
-        self._config.write_text(
-            f'state_directory = "{self.state}"\nlisten_host = "127.0.0.1"\nlisten_port = {self._port}\n{self._lines}',
-            encoding="utf-8",
-        )
-        listening = self.state / "listening.json"
-        listening.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "failback", "serve", "configuration-server", "--config", str(self._config)]
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(command, stderr=log, stdout=log, env=self._environment)
+        self.launch(faults)
         deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            if self._process.poll() is not None:
-                break
+        while time.monotonic() < deadline and self._process is not None and self._process.poll() is None:
+            listening = self.state / "listening.json"
             if listening.exists():
                 self._port = json.loads(listening.read_text())["port"]
                 if self.get("/healthz")["status"] == "ok":
                     return
             time.sleep(0.02)
         raise AssertionError(f"the configuration server did not start:\n{self.log}")
+
+    def start_again_with(self, faults: str) -> None:
+        """Kill it and start it with these fault points armed."""
+        self.kill()
+        self.start(faults)
+
+    def wait(self, seconds: float = 30.0) -> int:
+        """Until the process has ended; returns its status (negative: the signal that killed it)."""
+        assert self._process is not None
+        return self._process.wait(seconds)
+
+    def launch(self, faults: str = "") -> None:
+        """Start the process with these fault points armed; it may die of them."""
+        self._config.write_text(
+            f'state_directory = "{self.state}"\nlisten_host = "127.0.0.1"\nlisten_port = {self._port}\n{self._lines}',
+            encoding="utf-8",
+        )
+        (self.state / "listening.json").unlink(missing_ok=True)
+        command = [sys.executable, "-m", "failback", "serve", "configuration-server", "--config", str(self._config)]
+        environment = {**self._environment, "FAILBACK_FAULTS": faults}
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(command, stderr=log, stdout=log, env=environment)
 
     def stop(self) -> None:
         """SIGTERM; it has to end by itself, with status 0."""

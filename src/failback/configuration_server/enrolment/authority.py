@@ -23,6 +23,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from failback.errors import AuthenticationError, ConfigurationError
 from failback.model.components import Role
+from failback.runtime import faults
 
 AUTHORITY_DAYS = 3650
 CERTIFICATE_DAYS = 365
@@ -72,6 +73,7 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = _self_signed(key)
         write_private(key_path, _key_pem(key))
+        faults.point("authority.key_written")
         write_private(ca_path, certificate.public_bytes(serialization.Encoding.PEM), mode=0o644)
         return cls(directory, key, certificate)
 
@@ -98,6 +100,7 @@ class Authority:
         issued = self._sign(key.public_key(), component_id, Role.CONFIGURATION_SERVER, wanted)
         certificate_path.unlink(missing_ok=True)
         write_private(key_path, _key_pem(key))
+        faults.point("server_certificate.key_written")
         write_private(certificate_path, (issued.certificate_pem + self.ca_pem).encode("ascii"), mode=0o644)
         return certificate_path, key_path
 

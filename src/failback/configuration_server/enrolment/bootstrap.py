@@ -23,7 +23,7 @@ from failback.configuration_server.enrolment import secrets
 from failback.configuration_server.enrolment.authority import Authority, write_private
 from failback.model.components import Role
 from failback.model.ids import new_id
-from failback.runtime import host, logs
+from failback.runtime import faults, host, logs
 from failback.runtime.clock import Clock
 
 log = logs.get(__name__)
@@ -47,12 +47,14 @@ def bootstrap(config: ServerConfig, database: Database, clock: Clock) -> Install
     authority = Authority.open(directory / "ca")
     passphrase = _secret_file(directory / PASSPHRASE_FILE, secrets.new_passphrase)
     token = _secret_file(directory / TOKEN_FILE, secrets.new_token)
+    faults.point("bootstrap.files_written")
     with database.write() as session:
         now = clock.wall_ns()
         _keep_passphrase(session, passphrase, now)
         _keep_token(session, token, now)
         _keep_policy(session, config.crash_consistent_seconds, now)
         component_id = _keep_component(session, config, now)
+    faults.point("bootstrap.stored")
     certificate_path, key_path = authority.issue_server(directory / "server", component_id, config.addresses)
     log.info(
         "installation is ready", ca_file=authority.ca_path, enrolment_file=directory / PASSPHRASE_FILE,

@@ -21,7 +21,7 @@ from failback.configuration_server.registry.news import News
 from failback.errors import AuthenticationError, ConfigurationError
 from failback.model.components import Enrolled, Enrolment, Role
 from failback.model.ids import ComponentId, new_id
-from failback.runtime import logs
+from failback.runtime import faults, logs
 from failback.runtime.clock import Clock, SystemClock
 
 log = logs.get(__name__)
@@ -59,6 +59,7 @@ class EnrolmentDesk:
             await self._database.run(lambda session: self._audit(session, request, address, "refused", reason))
             raise
         enrolled = await self._database.run(lambda session: self._enrol(session, request, address))
+        faults.point("enrolment.stored")
         self._news.announce(enrolled.component_id)
         log.info("enrolled", role=request.role.value, component_id=enrolled.component_id, hostname=request.hostname)
         return enrolled

@@ -36,7 +36,7 @@ PEER = "failback.peer"
 ROUND_TRIP = "failback.round_trip_seconds"
 """ASGI scope key: the connection's smoothed round trip as the kernel measures it."""
 
-LARGEST_BODY_BYTES = 8 << 20
+LARGEST_BODY_BYTES = 32 << 20
 
 
 def component_router(desk: EnrolmentDesk, registry: Registry, clock: Clock) -> APIRouter:

@@ -33,7 +33,7 @@ from failback.model.components import (
 )
 from failback.model.ids import DiskId, MachineId
 from failback.protection import assignment as rules
-from failback.runtime import logs, records
+from failback.runtime import faults, logs, records
 from failback.runtime.clock import Clock, SystemClock
 
 log = logs.get(__name__)
@@ -80,6 +80,7 @@ class Registry:
             answer = await self._database.run(
                 lambda session: self._take(session, component_id, role, heartbeat, skew_seconds)
             )
+            faults.point("heartbeat.stored")
             if answer.woken:
                 self._news.announce(*answer.woken)
             deadline = self._clock.monotonic() + min(heartbeat.wait_seconds, LONGEST_WAIT_SECONDS)
