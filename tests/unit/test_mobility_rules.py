@@ -14,7 +14,7 @@ from failback.mobility import gaps, lag, mounts, passes, payload
 from failback.mobility.capture.values import Reread
 from failback.mobility.config import Compression
 from failback.mobility.outstanding import EXTENT_BYTES, GENERATIONS, Outstanding, Sent, generation_of, interval_seconds
-from failback.model.components import SourceDisk, SyncMode
+from failback.model.components import MobilityAssignment, SourceDisk, SyncMode
 from failback.model.ids import DiskId, MachineId, PassId
 from failback.model.stream import BLOCK_BYTES, Codec, GapCause
 from failback.protocol.messages import DigestReply
@@ -185,6 +185,30 @@ def test_a_restarted_pass_goes_on_where_everything_before_was_answered() -> None
     assert sync.resume_blocks() == {0: 512}
     later = passes.SyncPass(PassId("p"), [disk(0, 2000, SyncMode.COMPARE)], {0: 512})
     assert later.next_chunk() == passes.Chunk(0, 512, 512)
+
+
+@pytest.mark.parametrize(
+    ("sync", "done", "fresh", "compare_all", "sent_before", "start", "mode"),
+    [
+        (SyncMode.COMPARE, False, True, False, False, True, SyncMode.COMPARE),  # a first protection
+        (SyncMode.FULL, False, True, False, False, True, SyncMode.FULL),
+        (SyncMode.FULL, False, False, False, True, True, SyncMode.FULL),  # the agent restarted in the middle
+        (SyncMode.FULL, False, True, False, True, True, SyncMode.COMPARE),  # the machine rebooted in the middle
+        (SyncMode.COMPARE, True, False, False, True, False, SyncMode.NONE),  # the agent restarted afterwards
+        (SyncMode.COMPARE, True, True, False, True, True, SyncMode.COMPARE),  # other disks, or pins lost, in one boot
+        (SyncMode.NONE, False, False, False, False, True, SyncMode.NONE),  # another process server: the unlanded only
+        (SyncMode.NONE, False, True, False, False, True, SyncMode.COMPARE),  # the same after a reboot
+        (SyncMode.COMPARE, True, False, True, True, True, SyncMode.COMPARE),  # writes were missed
+    ],
+)
+def test_what_is_read_when_a_stream_begins(  # noqa: PLR0917
+    sync: SyncMode, done: bool, fresh: bool, compare_all: bool, sent_before: bool, start: bool, mode: SyncMode
+) -> None:
+    source, _ = disk(0, 10, sync)
+    assignment = MobilityAssignment(True, MachineId("m"), 1, pass_id=PassId("p"), disks=(source,))
+    decided = passes.decide(assignment, done=done, fresh_ring=fresh, compare_all=compare_all, sent_before=sent_before)
+    assert (decided.start, decided.modes) == (start, ((source, mode),))
+    assert decided.compare_all is (compare_all or (mode is SyncMode.COMPARE and (done or sync is SyncMode.NONE)))
 
 
 # --- lag, payload, mounts -----------------------------------------------------------------------------------------------

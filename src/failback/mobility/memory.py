@@ -34,6 +34,8 @@ class StreamMemory:
     compare_all: bool = False
     """A comparison by hash is due or running although the assignment's pass is done (a reboot, missed writes)."""
     position_base: int = 0
+    incarnation: str = ""
+    """Of the journal that this epoch's items landed in (D7)."""
     lease_marks: tuple[MarkId, ...] = ()
     """Marks of freeze leases that were begun: none is ever begun twice (D20)."""
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from failback.model.components import SourceDisk, SyncMode, SyncProgress
+from failback.model.components import MobilityAssignment, SourceDisk, SyncMode, SyncProgress
 from failback.model.ids import PassId
 from failback.model.stream import BLOCK_BYTES
 from failback.protocol.messages import DigestReply
@@ -20,6 +20,38 @@ from failback.protocol.messages import DigestReply
 CHUNK_BLOCKS = 512
 MOST_UNANSWERED = 8
 ANSWER_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What has to be read when a stream begins. ``done``: the assignment's pass was over before. ``compare_all`` is to be
+    remembered until the pass is over."""
+
+    done: bool
+    start: bool
+    compare_all: bool
+    modes: tuple[tuple[SourceDisk, SyncMode], ...]
+
+
+def decide(
+    assignment: MobilityAssignment, *, done: bool, fresh_ring: bool, compare_all: bool, sent_before: bool
+) -> Decided:
+    """Which disks to compare or copy (D8, D11).
+
+    ``done``: this pass is remembered as finished. ``fresh_ring``: nothing is known of writes before now (a reboot, other disks).
+    ``sent_before``: the process server has items of this epoch, so a copy in full had begun and a comparison finds the rest.
+    """
+    assigned = bool(assignment.pass_id)
+    done = assigned and done
+    unknown = fresh_ring and (done or not assigned or any(disk.sync is SyncMode.NONE for disk in assignment.disks))
+    compare_all = compare_all or unknown
+    modes = []
+    for disk in assignment.disks:
+        mode = disk.sync if assigned and not done else SyncMode.NONE
+        if (mode is SyncMode.NONE and compare_all) or (mode is SyncMode.FULL and fresh_ring and sent_before):
+            mode = SyncMode.COMPARE
+        modes.append((disk, mode))
+    return Decided(done=done, start=compare_all or (assigned and not done), compare_all=compare_all, modes=tuple(modes))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,14 +15,14 @@ import asyncio
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from failback import __version__
 from failback.errors import FailbackError, FreezeError
-from failback.mobility import assemble, gaps
+from failback.mobility import assemble, gaps, passes
 from failback.mobility.capture.session import CaptureSession
 from failback.mobility.config import Compression
 from failback.mobility.hashing import BlockHasher, Hashed
@@ -41,6 +41,7 @@ from failback.mobility.passes import SyncPass
 from failback.model.components import LagFigures, MobilityAssignment, Role, SourceDisk, SyncMode, SyncProgress
 from failback.model.ids import NO_GROUP, GroupId, MarkId
 from failback.model.stream import BLOCK_BYTES, GapCause, MarkKind
+from failback.protocol.connection import journal_replaced
 from failback.protocol.layout import VERSION
 from failback.protocol.messages import Ack, Batch, DigestReply, Digests, Hello, StreamDisk, Welcome
 from failback.runtime import faults, logs
@@ -130,7 +131,6 @@ class Stream:
         self._marks: deque[_Mark] = deque()
         self._progress: tuple[SyncProgress, ...] = ()
         self._landed_ring = 0
-        self._incarnation = ""
         self._ended = False
 
     # --- what others see --------------------------------------------------------------------------------------------
@@ -207,13 +207,19 @@ class Stream:
             machine_id=assignment.machine_id, epoch=assignment.epoch, software=f"failback {__version__}",
             lowest_version=VERSION, highest_version=VERSION,
             disks=tuple(StreamDisk(disk.disk_id, disk.index, disk.size_bytes) for disk in assignment.disks),
-            incarnation=self._incarnation, landed_sequence=self._outstanding.landed_sequence,
+            incarnation=self._known_incarnation(), landed_sequence=self._outstanding.landed_sequence,
             next_sequence=self._outstanding.spooled_sequence + 1 if self._welcome.done() else 1,
         )  # fmt: skip
 
+    def _known_incarnation(self) -> str:
+        """Of the journal in which this epoch's items landed until now (D7)."""
+        return self._memory.value.incarnation if self._memory.value.epoch == self.assignment.epoch else ""
+
     async def _on_welcome(self, welcome: Welcome) -> None:
+        known = self._known_incarnation()
+        if known and welcome.incarnation and welcome.incarnation != known:
+            raise journal_replaced(known, welcome.incarnation)
         self.problem = ""
-        self._incarnation = welcome.incarnation or self._incarnation
         if not self._welcome.done():
             self._welcome.set_result(welcome)
             return
@@ -232,6 +238,8 @@ class Stream:
 
     def _on_refused(self, error: FailbackError) -> None:
         self.problem = "" if error.retryable else f"{error.code}: {error.message}"
+        if error.code == "JournalReplaced":
+            self._memory.update(compare_all=True, compared_blocks={})
         self._changed()
 
     # --- running ----------------------------------------------------------------------------------------------------
@@ -273,7 +281,7 @@ class Stream:
                 cause = GapCause.RESEND
                 log.info("blocks that had not landed are read again", blocks=resend)
             memory.update(epoch=assignment.epoch, pass_id="", pass_done=False, full_marked=(), compared_blocks={},
-                          position_base=0)  # fmt: skip
+                          position_base=0, incarnation=welcome.incarnation)  # fmt: skip
         unknown_ring = not known and welcome.spooled_sequence > 0  # the memory was lost: positions begin anew above
         if fresh or unknown_ring:
             memory.update(position_base=welcome.spooled_ring, full_marked=(), compared_blocks={})
@@ -308,29 +316,20 @@ class Stream:
         """Start the assignment's pass unless it is done; compare everything where nothing can be known (D11)."""
         memory, assignment = self._memory, self.assignment
         stored = memory.value
-        assigned = bool(assignment.pass_id)
-        done = assigned and stored.pass_id == assignment.pass_id and stored.pass_done
-        if fresh and (done or not assigned or any(disk.sync is SyncMode.NONE for disk in assignment.disks)):
-            memory.update(compare_all=True)
-        modes: list[tuple[SourceDisk, SyncMode]] = []
-        for disk in assignment.disks:
-            mode = disk.sync if assigned and not done else SyncMode.NONE
-            if memory.value.compare_all and mode is SyncMode.NONE:
-                mode = SyncMode.COMPARE
-            modes.append((disk, mode))
-        self.pass_done = done
-        if all(mode is SyncMode.NONE for _, mode in modes):
-            if assigned and not done:
-                memory.update(pass_id=assignment.pass_id, pass_done=False)
-                await self._start_pass(modes, {})
-            return
         same = stored.pass_id == assignment.pass_id
+        decided = passes.decide(
+            assignment, done=same and stored.pass_done, fresh_ring=fresh, compare_all=stored.compare_all,
+            sent_before=self._outstanding.spooled_sequence > 0,
+        )  # fmt: skip
+        self.pass_done = decided.done
         begin_at = {int(index): block for index, block in stored.compared_blocks.items()} if same and not fresh else {}
+        memory.update(compare_all=decided.compare_all)
         if not same:
             memory.update(pass_id=assignment.pass_id, pass_done=False, compared_blocks={}, full_marked=())
-        await self._start_pass(modes, begin_at)
+        if decided.start:
+            await self._start_pass(decided.modes, begin_at)
 
-    async def _start_pass(self, modes: list[tuple[SourceDisk, SyncMode]], begin_at: dict[int, int]) -> None:
+    async def _start_pass(self, modes: Sequence[tuple[SourceDisk, SyncMode]], begin_at: dict[int, int]) -> None:
         self._pass = SyncPass(self.assignment.pass_id, modes, begin_at)
         self._settled = False
         for disk, mode in modes:
@@ -355,7 +354,8 @@ class Stream:
             ack, now_ns = news.acks.popleft()
             if ack.epoch != self.assignment.epoch:
                 continue
-            self._incarnation = ack.incarnation or self._incarnation
+            if ack.incarnation:
+                self._memory.update(incarnation=ack.incarnation)
             self._landed_ring = max(self._landed_ring, ack.landed_ring)
             spooled = self._outstanding.spooled(ack.spooled_sequence)
             landed = self._outstanding.landed(ack.landed_sequence)
