@@ -151,6 +151,17 @@ class Streams:
         for unusable in self._unusable.values():
             raise unusable
 
+    async def remember_landed(self) -> None:
+        """Until cancelled: store every second how far each journal had landed, so that a journal which was restored
+        from an older copy is recognised after a restart too (D7)."""
+        while True:
+            await asyncio.sleep(1.0)
+            for stream in self.all():
+                try:
+                    await asyncio.to_thread(stream.spool.store_landed)
+                except StorageError as error:
+                    stream.trouble = error.message
+
     async def close(self) -> None:
         for machine_id in list(self._served):
             await self._stop(machine_id)
@@ -200,6 +211,7 @@ class Streams:
         await _end(served.forwarding)
         async with served.stream.intake:  # an append may still be writing
             await asyncio.to_thread(served.stream.spool.position)
+        await asyncio.to_thread(served.stream.spool.store_landed)
         await asyncio.to_thread(served.stream.spool.close)
 
     def _stored_bytes(self) -> int:

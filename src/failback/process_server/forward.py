@@ -105,12 +105,12 @@ class SpooledItems:
     async def answered(self, reply: DigestReply) -> None:
         self._stream.relay(reply)
 
-    def refused(self, error: FailbackError) -> None:
+    async def refused(self, error: FailbackError) -> None:
         stream = self._stream
         stream.master_target_linked = False
         stream.trouble = f"master target: {error.message}"
         if error.code in ENDING_CODES:
-            stream.end(error)
+            await stream.end(error)
 
     def drop_read_items(self) -> None:
         self._ready.clear()

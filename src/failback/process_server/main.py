@@ -73,7 +73,9 @@ async def _main(config: ProcessServerConfig, stop: asyncio.Event) -> None:
         )
         log.info("process server listens", host=config.listen_host, port=server.port, component=identity.component_id)
         service.notify_ready()
+        remembering = group.create_task(streams.remember_landed())
         await control.run(stop)
+        remembering.cancel()
         await server.close()
         await streams.close()
 

@@ -17,7 +17,7 @@ import errno
 import json
 import os
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from failback.errors import FailbackError, IntegrityError, OutOfSpaceError, ProtocolError, StorageError
@@ -45,6 +45,8 @@ class StreamState:
     incarnation: str = ""
     landed_sequence: int = 0
     landed_ring: int = 0
+    problem: dict[str, str] = field(default_factory=dict)
+    """An error that ended the epoch (``FailbackError.as_dict``); empty while all is well."""
 
 
 @dataclass(slots=True)
@@ -64,6 +66,7 @@ class Spool:
         self.segments: list[Segment] = []
         self.spooled_sequence = state.landed_sequence
         self.spooled_ring = state.landed_ring
+        self._stored = state
         self._segment_bytes = segment_bytes
         self._descriptor = -1
         self._lock = threading.Lock()
@@ -193,6 +196,17 @@ class Spool:
             if disks != self.state.disks:
                 self._store(replace(self.state, disks=disks))
 
+    def end(self, problem: FailbackError) -> None:
+        """Store durably that this epoch cannot go on."""
+        with self._lock:
+            self._store(replace(self.state, problem=problem.as_dict()))
+
+    def store_landed(self) -> None:
+        """Make the landed position durable, when it is news (D7)."""
+        with self._lock:
+            if self.state != self._stored:
+                self._store(self.state)
+
     def landed(self, sequence: int, ring: int, incarnation: str) -> None:
         """The journal holds everything up to ``sequence``: delete segments that it covers, state first."""
         with self._lock:
@@ -236,7 +250,7 @@ class Spool:
             _replace_durably(self.directory / _STATE, json.dumps(records.encode(state)).encode())
         except OSError as error:
             raise _storage_error(error, self.directory) from error
-        self.state = state
+        self.state = self._stored = state
 
     # --- opening ----------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import asyncio
 from collections import deque
 
 from failback import __version__
-from failback.errors import FailbackError, PeerError
+from failback.errors import FailbackError, PeerError, from_dict
 from failback.model.components import SpooledMachine
 from failback.model.ids import MachineId
 from failback.process_server.space import SpoolSpace
@@ -43,7 +43,7 @@ class MachineStream:
         """The stream's disks are known: the master target can be greeted."""
         self.more = asyncio.Event()
         self.master_target_linked = False
-        self.problem: FailbackError | None = None
+        self.problem: FailbackError | None = from_dict(spool.state.problem) if spool.state.problem else None
         self.trouble = ""
         """Why the master target is not linked; empty while it is."""
         self._remembered: tuple[str, int] = ("", 0)
@@ -142,11 +142,12 @@ class MachineStream:
         await asyncio.to_thread(self.spool.fast_forward, sequence, ring, incarnation)
         self.space.look()
 
-    def end(self, problem: FailbackError) -> None:
-        """This epoch cannot go on: refuse the agent with the reason from now on."""
+    async def end(self, problem: FailbackError) -> None:
+        """This epoch cannot go on: refuse the agent with the reason from now on, also after a restart."""
         if self.problem is None:
             log.error("stream cannot go on under this epoch", machine=self.machine_id, epoch=self.epoch,
                       code=problem.code, reason=problem.message, remedy=problem.remedy)  # fmt: skip
+            await asyncio.to_thread(self.spool.end, problem)
         self.problem = problem
         self.drop_agent(problem)
 

@@ -51,7 +51,7 @@ class ItemSource(Protocol):
 
     async def answered(self, reply: DigestReply) -> None: ...
 
-    def refused(self, error: FailbackError) -> None:
+    async def refused(self, error: FailbackError) -> None:
         """The link could not be opened, was refused or ended; ``error.retryable`` says whether waiting may help."""
         ...
 
@@ -98,7 +98,7 @@ class StreamSender:
             try:
                 await self._connected()
             except FailbackError as error:
-                self._report(error)
+                await self._report(error)
                 if loop.time() - began > 5.0:
                     delay = first
                 wait = delay if error.retryable else max(delay, longest / 4)
@@ -107,13 +107,13 @@ class StreamSender:
             await asyncio.sleep(wait * random.uniform(0.5, 1.0))
             delay = min(delay * 2, longest)
 
-    def _report(self, error: FailbackError) -> None:
+    async def _report(self, error: FailbackError) -> None:
         if self.last_error is None or self.last_error.message != error.message:
             log.warning(
                 "link is down", peer=f"{self.endpoint.host}:{self.endpoint.port}", code=error.code, reason=error.message
             )
         self.last_error = error
-        self._source.refused(error)
+        await self._source.refused(error)
 
     async def _connected(self) -> None:
         """One connection, from greeting to its end. Raises the FailbackError that ended it."""
@@ -273,7 +273,7 @@ class HeldItems:
     async def answered(self, reply: DigestReply) -> None:
         await self._on_digest_reply(reply)
 
-    def refused(self, error: FailbackError) -> None:
+    async def refused(self, error: FailbackError) -> None:
         if self._on_refused is not None:
             self._on_refused(error)
 
