@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import journal_driver as driver
 import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "doubles"))
+import journal_driver as driver
 
 from failback.journal.journal import Journal
 from failback.model.points import PointChoice, PointSelector

@@ -41,7 +41,7 @@ def mark_id(seed: int, sequence: int) -> str:
     return str(uuid.UUID(int=random.Random(f"mark {seed} {sequence}").getrandbits(128)))
 
 
-def make_batch(seed: int, sequence: int, epoch: int = 1) -> Batch:
+def make_batch(seed: int, sequence: int, epoch: int = 1, mark: tuple[MarkKind, str] | None = None) -> Batch:
     """Batch ``sequence`` of the stream: overlapping data, zero and discard extents, now and then a mark or a gap."""
     chance = random.Random(f"{seed} {sequence}")
     extents, payload = [], []
@@ -62,8 +62,8 @@ def make_batch(seed: int, sequence: int, epoch: int = 1) -> Batch:
         machine_id=MACHINE, group_id=NO_GROUP, epoch=epoch, sequence=sequence,
         first_position=(sequence - 1) * 1000, end_position=sequence * 1000,
         wall_ns=START_NS + sequence * 1_000_000_000, oldest_ns=0, gap=gap,
-        mark_kind=MarkKind.APP_CONSISTENT if marked else MarkKind.NONE,
-        mark_id=MarkId(mark_id(seed, sequence) if marked else ""),
+        mark_kind=mark[0] if mark else MarkKind.APP_CONSISTENT if marked else MarkKind.NONE,
+        mark_id=MarkId(mark[1] if mark else mark_id(seed, sequence) if marked else ""),
         codec=Codec.RAW if packed is raw else Codec.ZSTD, payload_raw_bytes=len(raw),
         extents=b"".join(extents), payload=packed,
     )  # fmt: skip
