@@ -751,40 +751,50 @@ static long search_step(__u32 i, struct search *search)
 	return 0;
 }
 
+static __always_inline __u64 read_symbol(const void *symbol)
+{
+	__u64 value = 0;
+	if (symbol && bpf_probe_read_kernel(&value, sizeof value, symbol))
+		return 0;
+	return value;
+}
+
+static __always_inline void settle(__u64 key, __u32 generation)
+{
+	struct inflight_entry *entry = bpf_map_lookup_elem(&inflight, &key);
+	if (!entry || entry->generation != generation)
+		return;
+	if (entry->parent) {
+		bpf_map_delete_elem(&inflight, &key);
+	} else {
+		mark(entry->base_block, entry->sector << 9, entry->bytes);
+		complete(key, 0);
+	}
+	count(healed, 1);
+}
+
 SEC("syscall")
 int on_call(struct call *call)
 {
-	call->result = 0;
-	if (call->kind == CALL_MARK) {
-		call->a = bpf_ktime_get_ns();
-		if (put_header(NO_DISK, RECORD_MARK, call->argument, 0, call->a))
-			call->result = 1;
-	} else if (call->kind == CALL_SYMBOLS) {
-		__u64 value = 0;
-		call->a = 0;
-		call->b = 0;
-		if (&vmemmap_base && !bpf_probe_read_kernel(&value, 8, &vmemmap_base))
-			call->a = value;
-		value = 0;
-		if (&page_offset_base && !bpf_probe_read_kernel(&value, 8, &page_offset_base))
-			call->b = value;
-		call->c = bpf_core_type_size(struct page);
-	} else if (call->kind == CALL_SEARCH) {
-		struct search search = { .physical = call->argument, .candidate = call->a, .first = call->b, .second = call->c };
+	/* Copied in and out at fixed offsets: 6.1 allows no arithmetic on the context pointer. */
+	__u64 kind = call->kind, argument = call->argument, result = 0, a = call->a, b = call->b, c = call->c;
+	if (kind == CALL_MARK) {
+		a = bpf_ktime_get_ns();
+		result = put_header(NO_DISK, RECORD_MARK, argument, 0, a) ? 1 : 0;
+	} else if (kind == CALL_SYMBOLS) {
+		a = read_symbol(&vmemmap_base);
+		b = read_symbol(&page_offset_base);
+		c = bpf_core_type_size(struct page);
+	} else if (kind == CALL_SEARCH) {
+		struct search search = { .physical = argument, .candidate = a, .first = b, .second = c };
 		bpf_loop(1 << 17, search_step, &search, 0);
-		call->result = search.found;
-	} else if (call->kind == CALL_SETTLE) {
-		__u64 key = call->argument;
-		struct inflight_entry *entry = bpf_map_lookup_elem(&inflight, &key);
-		if (entry && entry->generation == (__u32)call->a) {
-			if (entry->parent) {
-				bpf_map_delete_elem(&inflight, &key);
-			} else {
-				mark(entry->base_block, entry->sector << 9, entry->bytes);
-				complete(key, 0);
-			}
-			count(healed, 1);
-		}
+		result = search.found;
+	} else if (kind == CALL_SETTLE) {
+		settle(argument, a);
 	}
+	call->result = result;
+	call->a = a;
+	call->b = b;
+	call->c = c;
 	return 0;
 }

@@ -39,6 +39,7 @@ _SIGNATURES: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
     ("libbpf_set_print", c_void_p, (c_void_p,)),
 )
 _LOG_LINES = 12
+_LOG_BYTES = 1 << 20
 _MAP_MAX_ENTRIES_OFFSET = 16
 _PROGRAM_RECURSION_MISSES_OFFSET = 208
 
@@ -55,9 +56,9 @@ class _TestRun(ctypes.Structure):
 
 
 def _keep_log(level: int, text: bytes, arguments: int) -> int:
-    buffer = ctypes.create_string_buffer(2048)
-    ctypes.CDLL(None).vsnprintf(buffer, c_size_t(2048), c_char_p(text), c_void_p(arguments))
-    if level < 2:  # warnings and information; not debugging
+    if level < 2:  # warnings (the verifier's log is one) and information; not debugging
+        buffer = ctypes.create_string_buffer(_LOG_BYTES)
+        ctypes.CDLL(None).vsnprintf(buffer, c_size_t(_LOG_BYTES), c_char_p(text), c_void_p(arguments))
         _log.extend(line for line in buffer.value.decode(errors="replace").splitlines() if line.strip())
         del _log[:-_LOG_LINES]
     return 0
