@@ -1,5 +1,6 @@
 """Monitoring passes over the real database with a hand-driven clock: one event per change."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from failback.configuration_server.database import Database, events, items
 from failback.configuration_server.database.components import ComponentRow
 from failback.configuration_server.database.events import EventRow
 from failback.configuration_server.database.items import ItemRow
+from failback.configuration_server.database.orders import OrderRow
 from failback.configuration_server.database.points import PointRow
 from failback.configuration_server.monitors.watch import Monitors
 from failback.configuration_server.registry import News
@@ -165,3 +167,24 @@ async def test_a_twin_that_runs_is_reported_unless_it_is_coming_home(world: Worl
     world.hear()
     await world.monitors.watch_once()
     assert world.codes() == ["TwinPoweredOn", "TwinGone"]
+
+
+async def test_old_orders_and_events_are_forgotten_but_the_newest_order_of_a_component_stays(world: World) -> None:
+    with world.database.write() as session:
+        for n, finished in ((1, True), (2, True), (3, False)):
+            session.add(
+                OrderRow(
+                    order_id=f"o{n}", key=f"k{n}", component_id="mobility", kind="probe", generation=n % 3, arguments={},
+                    result={}, given_wall_ns=START_NS + n, finished_wall_ns=START_NS + n if finished else 0,
+                )
+            )  # fmt: skip
+        events.record(session, START_NS, "Old", "long ago")
+    world.clock.pass_seconds(91 * 86_400)
+    running = asyncio.create_task(world.monitors.run())
+    async with asyncio.timeout(10):
+        while "Old" in world.codes():
+            await asyncio.sleep(0.02)
+    running.cancel()
+    with world.database.read() as session:
+        left = set(session.scalars(select(OrderRow.order_id)))
+    assert left == {"o2", "o3"}, "the newest generation and the open one"

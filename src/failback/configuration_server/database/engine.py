@@ -1,7 +1,9 @@
 """Opening the database and running short transactions in it.
 
 SQLite: WAL, foreign keys on, ``synchronous=FULL`` (what was answered stays), a busy timeout, and writers that begin with
-``BEGIN IMMEDIATE`` (two writers wait for one another instead of failing in mid-transaction). PostgreSQL: any SQLAlchemy URL.
+``BEGIN IMMEDIATE`` (two writers wait for one another instead of failing in mid-transaction).
+PostgreSQL: any SQLAlchemy URL; writers queue there on one advisory lock, so that read, decide, write in one transaction
+is safe on both.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.orm import Session
 
 from failback.errors import ConfigurationError, PeerError
@@ -24,6 +26,8 @@ T = TypeVar("T")
 
 BUSY_TIMEOUT_MILLISECONDS = 20_000
 WORKERS = 4
+WRITER_LOCK = 0x6661696C
+"""PostgreSQL's advisory lock of a writer; any number that other programs in that database do not use."""
 
 
 class Database:
@@ -57,6 +61,8 @@ class Database:
         with self._alone(), Session(self.engine, expire_on_commit=False) as session:
             if self.sqlite:
                 session.connection(execution_options={"failback_write": True})
+            elif self.engine.dialect.name == "postgresql":
+                session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": WRITER_LOCK})
             yield session
             session.commit()
 

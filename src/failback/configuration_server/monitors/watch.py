@@ -101,13 +101,32 @@ class Monitors:
         wall_ns = self._clock.wall_ns()
 
         def clean(session: Session) -> None:
-            old = wall_ns - int(ORDERS_KEPT_SECONDS * 1e9)
-            session.execute(delete(OrderRow).where(OrderRow.finished_wall_ns > 0, OrderRow.finished_wall_ns < old))
+            _forget_orders(session, wall_ns - int(ORDERS_KEPT_SECONDS * 1e9))
             session.execute(
                 delete(events.EventRow).where(events.EventRow.wall_ns < wall_ns - int(EVENTS_KEPT_SECONDS * 1e9))
             )
 
         await self._database.run(clean)
+
+
+def _forget_orders(session: Session, before_wall_ns: int) -> None:
+    """Drop old finished orders; each component's newest stays, because probes take its generation."""
+    for row in components.all_components(session):
+        newest = (
+            select(OrderRow.order_id)
+            .where(OrderRow.component_id == row.component_id)
+            .order_by(OrderRow.generation.desc(), OrderRow.given_wall_ns.desc())
+            .limit(1)
+        )
+        keep = session.scalar(newest)
+        session.execute(
+            delete(OrderRow).where(
+                OrderRow.component_id == row.component_id,
+                OrderRow.finished_wall_ns > 0,
+                OrderRow.finished_wall_ns < before_wall_ns,
+                OrderRow.order_id != keep,
+            )
+        )
 
 
 def judge(session: Session, moment: facts.Moment) -> list[Judged]:

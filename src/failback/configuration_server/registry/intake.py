@@ -99,10 +99,11 @@ class Registry:
         now = self._clock.wall_ns()
         if _is_twin(row, item, heartbeat):
             _record_twin(row, heartbeat, now)
-            return self._answer(session, row, heartbeat, item)
+            answer = self._answer(session, row, heartbeat, item)
+            return _Answer(answer.reply, answer.news, (item.item_id,) if item is not None else ())
         before, status_before = desired.endpoint(row), row.status or {}
         _record(row, heartbeat, now, skew_seconds)
-        woken = [component_id]
+        woken: list[str] = []  # not the component itself: its own long poll would wake for nothing
         if role is Role.MOBILITY:
             item = item or _adopt(session, row)
             if item is not None:

@@ -67,8 +67,7 @@ class Orders:
         if item_id is not None:
             items.fenced(session, item_id, generation)
         else:
-            newest = session.scalar(select(func.max(OrderRow.generation)).where(OrderRow.component_id == component_id))
-            generation = max(generation, newest or 0)  # never older than what the component has seen
+            generation = max(generation, _newest_generation(session, component_id))
         existing = session.scalars(select(OrderRow).where(OrderRow.key == key)).first()
         if existing is not None:
             if existing.state != OrderState.FAILED.value or existing.generation >= generation:
@@ -177,3 +176,10 @@ class Orders:
         return PeerError(
             f"{error.message}; {heard}", code=error.code, possible_causes=error.possible_causes, remedy=error.remedy
         )
+
+
+def _newest_generation(session: Session, component_id: str) -> int:
+    """An order without an owner must not look older to the component than what it has seen."""
+    given = session.scalar(select(func.max(OrderRow.generation)).where(OrderRow.component_id == component_id))
+    item = items.of_machine(session, component_id)
+    return max(given or 0, item.generation if item is not None else 0)
