@@ -69,10 +69,10 @@ class Desk:
 
     async def beat(
         self, role: Role, *, hardware: str = CLOUD, taken: int = 0, wait: float = 0.0,
-        reports: tuple[OrderReport, ...] = (), status: Any = None,
+        reports: tuple[OrderReport, ...] = (), status: Any = None, monotonic: float = 1.0,
     ) -> HeartbeatReply:  # fmt: skip
         heartbeat = Heartbeat(
-            role, f"{role.value}-host", "1", hardware, "boot", "Linux", "debian 12", "6.1", time.time_ns(), 1.0, (),
+            role, f"{role.value}-host", "1", hardware, "boot", "Linux", "debian 12", "6.1", time.time_ns(), monotonic, (),
             records.encode(status or STATUS[role]), reports, taken, wait,
         )  # fmt: skip
         return await self.registry.heartbeat(role.value, role, heartbeat, skew_seconds=0.25)
@@ -276,3 +276,12 @@ async def test_an_agent_that_enrols_after_the_import_is_matched(desk: Desk) -> N
     assert records.decode(reply.assignment, MobilityAssignment).active
     with desk.database.read() as session:
         assert items.get(session, "item").machine_id == Role.MOBILITY.value
+
+
+async def test_an_overtaken_heartbeat_does_not_bring_back_an_older_status(desk: Desk) -> None:
+    await desk.beat(Role.MOBILITY, status=MobilityStatus(landed_sequence=9), monotonic=20.0)
+    order_id = await desk.orders.give(Role.MOBILITY.value, kinds.SELF_TEST, 0, {}, "key-11", "item")
+    done = OrderReport(order_id, OrderState.SUCCEEDED, {"passed": True})
+    await desk.beat(Role.MOBILITY, status=MobilityStatus(landed_sequence=8), monotonic=19.0, reports=(done,))
+    assert desk.component(Role.MOBILITY).status["landed_sequence"] == 9
+    assert (await desk.orders.read(order_id)).state is OrderState.SUCCEEDED, "its reports still count"

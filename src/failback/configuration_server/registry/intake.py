@@ -101,19 +101,9 @@ class Registry:
             _record_twin(row, heartbeat, now)
             answer = self._answer(session, row, heartbeat, item)
             return _Answer(answer.reply, answer.news, (item.item_id,) if item is not None else ())
-        before, status_before = desired.endpoint(row), row.status or {}
-        _record(row, heartbeat, now, skew_seconds)
         woken: list[str] = []  # not the component itself: its own long poll would wake for nothing
-        if role is Role.MOBILITY:
-            item = item or _adopt(session, row)
-            if item is not None:
-                _match_disks(item, heartbeat)
-                woken.append(item.item_id)
-        elif desired.endpoint(row) != before:
-            woken.extend(_dependents(session, component_id))
-        if role is Role.MASTER_TARGET:
-            status = records.decode(heartbeat.status, MasterTargetStatus, "heartbeat: status")
-            woken.extend(points_cache.refresh(session, component_id, status, status_before, heartbeat.status))
+        if not _is_overtaken(row, heartbeat):
+            woken, item = _store(session, row, item, heartbeat, now, skew_seconds)
         for report in heartbeat.reports:
             if self._report(session, component_id, report, now):
                 woken.append(report.order_id)
@@ -197,6 +187,31 @@ def _has_owner(session: Session, row: OrderRow) -> bool:
     item = session.get(ItemRow, row.item_id)
     job = session.get(JobRow, item.current_job_id) if item is not None and item.current_job_id else None
     return job is not None and not job.ended_wall_ns
+
+
+def _is_overtaken(row: ComponentRow, heartbeat: Heartbeat) -> bool:
+    """Whether a newer heartbeat of this boot was stored already (a component may have two under way)."""
+    return row.boot_id == heartbeat.boot_id and heartbeat.monotonic < row.monotonic
+
+
+def _store(
+    session: Session, row: ComponentRow, item: ItemRow | None, heartbeat: Heartbeat, now: int, skew_seconds: float
+) -> tuple[list[str], ItemRow | None]:
+    """Store the status of the live side and what follows from it; returns who is to be woken, and the agent's item."""
+    woken: list[str] = []
+    before, status_before = desired.endpoint(row), row.status or {}
+    _record(row, heartbeat, now, skew_seconds)
+    if heartbeat.role is Role.MOBILITY:
+        item = item or _adopt(session, row)
+        if item is not None:
+            _match_disks(item, heartbeat)
+            woken.append(item.item_id)
+    elif desired.endpoint(row) != before:
+        woken.extend(_dependents(session, row.component_id))
+    if heartbeat.role is Role.MASTER_TARGET:
+        status = records.decode(heartbeat.status, MasterTargetStatus, "heartbeat: status")
+        woken.extend(points_cache.refresh(session, row.component_id, status, status_before, heartbeat.status))
+    return woken, item
 
 
 def _record_twin(row: ComponentRow, heartbeat: Heartbeat, now: int) -> None:
