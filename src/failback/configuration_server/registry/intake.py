@@ -194,7 +194,7 @@ def _is_overtaken(row: ComponentRow, heartbeat: Heartbeat) -> bool:
     return row.boot_id == heartbeat.boot_id and heartbeat.monotonic < row.monotonic
 
 
-def _store(
+def _store(  # noqa: PLR0917
     session: Session, row: ComponentRow, item: ItemRow | None, heartbeat: Heartbeat, now: int, skew_seconds: float
 ) -> tuple[list[str], ItemRow | None]:
     """Store the status of the live side and what follows from it; returns who is to be woken, and the agent's item."""
