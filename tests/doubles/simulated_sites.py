@@ -335,6 +335,8 @@ class Components:
             return self._prepared(state, order, become)
         if order.kind == kinds.DETACH_REPLICA and state["replica"] == "none":
             raise NotFoundError("no such replica")
+        if order.kind == kinds.DETACH_REPLICA:
+            state["points"] = []
         if order.kind == kinds.RELEASE_REPLICA and state["power"][CLOUD] != "Off":
             state["violations"].append("released while the source runs")
         become({kinds.RELEASE_REPLICA: "released", kinds.RESUME_REPLICA: "attached", kinds.COMMIT_POINT: "committed",

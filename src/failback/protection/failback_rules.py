@@ -1,11 +1,10 @@
-"""The decisions inside reprotect and failback, as pure functions: the freeze lease, epochs, and when a replica protects.
+"""The decisions inside reprotect and failback, as pure functions: the freeze lease, and when a replica protects.
 
-Rules kept here (data-path rules D2, D14, D20):
+Rules kept here (data-path rules D14, D20):
 
 * a lease is measured from the moment *before* the freeze was ordered, on one boot of one machine's monotonic clock, and
   counts only while a margin is left: the agent's lease began later, so it ends later;
 * the on-premises machine may start only if the source was read back as off inside that lease;
-* an epoch is never issued twice: the next one is above every epoch that anyone has issued, floored or reported;
 * an item is protected when the pass that was asked for is over, the replica says that it is consistent, and a point of
   the new epoch was published: each of the three may be late, so the sentence says which one is missing.
 """
@@ -44,11 +43,6 @@ def lease_remaining_seconds(start: LeaseStart, boot_id: str, boottime_seconds: f
         return 0.0
     usable = start.lease_seconds - margin_seconds(start.lease_seconds)
     return max(0.0, usable - (boottime_seconds - start.boottime_seconds))
-
-
-def next_epoch(*known: int) -> int:
-    """The epoch after every known one (current, floor, reported by agent or master target)."""
-    return max((0, *known)) + 1
 
 
 def sync_modes(disk_ids: Iterable[DiskId], created: Iterable[str]) -> dict[DiskId, SyncMode]:
