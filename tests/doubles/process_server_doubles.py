@@ -30,7 +30,8 @@ from failback.runtime import records
 from failback.transport.identity import Identity
 from failback.transport.link import Link, LinkServer, LinkTimes, serve_links
 
-QUICK = LinkTimes(ping_seconds=0.3, dead_seconds=2.0, handshake_seconds=5.0)
+QUICK = LinkTimes(ping_seconds=0.3, dead_seconds=15.0, handshake_seconds=5.0)
+IMPATIENT = LinkTimes(ping_seconds=0.3, dead_seconds=2.0, handshake_seconds=5.0)
 
 
 class Authority:

@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "doubles"))
-from process_server_doubles import QUICK, Authority, KeepingMasterTarget, make_batch, make_digests, make_hello
+from process_server_doubles import (
+    IMPATIENT,
+    QUICK,
+    Authority,
+    KeepingMasterTarget,
+    make_batch,
+    make_digests,
+    make_hello,
+)
 
 from failback.errors import AuthenticationError, FailbackError, PeerError, StaleEpochError
 from failback.model.components import Endpoint, Role
@@ -213,9 +221,11 @@ async def test_a_silent_peer_is_declared_dead_and_a_quiet_one_is_not(authority: 
         await link.send(Welcome(1, "test", hello.epoch, 0, 0, 0, 0, ""))
         await link.receive()
 
-    server = await serve_links("127.0.0.1", 0, authority.identity(TARGET, Role.MASTER_TARGET), idle, times=QUICK)
-    link, _ = await open_link(endpoint(server.port), agent, make_hello(MACHINE), expect=Role.MASTER_TARGET, times=QUICK)
-    await asyncio.sleep(QUICK.dead_seconds + 0.7)
+    server = await serve_links("127.0.0.1", 0, authority.identity(TARGET, Role.MASTER_TARGET), idle, times=IMPATIENT)
+    link, _ = await open_link(
+        endpoint(server.port), agent, make_hello(MACHINE), expect=Role.MASTER_TARGET, times=IMPATIENT
+    )
+    await asyncio.sleep(IMPATIENT.dead_seconds + 0.7)
     assert link.ended is None  # pings keep it alive
     await link.close()
     await server.close()
@@ -228,7 +238,7 @@ async def test_a_silent_peer_is_declared_dead_and_a_quiet_one_is_not(authority: 
     context: ssl.SSLContext = authority.identity(TARGET, Role.MASTER_TARGET).server_context()
     silent = await asyncio.start_server(mute, "127.0.0.1", 0, ssl=context)
     port = silent.sockets[0].getsockname()[1]
-    link, _ = await open_link(endpoint(port), agent, make_hello(MACHINE), expect=Role.MASTER_TARGET, times=QUICK)
+    link, _ = await open_link(endpoint(port), agent, make_hello(MACHINE), expect=Role.MASTER_TARGET, times=IMPATIENT)
     with pytest.raises(PeerError, match="no sign of life"):
         async with asyncio.timeout(6):
             await link.receive()
