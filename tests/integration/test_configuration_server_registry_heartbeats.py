@@ -285,3 +285,18 @@ async def test_an_overtaken_heartbeat_does_not_bring_back_an_older_status(desk: 
     await desk.beat(Role.MOBILITY, status=MobilityStatus(landed_sequence=8), monotonic=19.0, reports=(done,))
     assert desk.component(Role.MOBILITY).status["landed_sequence"] == 9
     assert (await desk.orders.read(order_id)).state is OrderState.SUCCEEDED, "its reports still count"
+
+
+async def test_a_disk_is_matched_anew_on_another_bus_but_never_while_it_replicates(desk: Desk) -> None:
+    def match() -> str:
+        with desk.database.read() as session:
+            return items.get(session, "item").disks[0].device_match
+
+    await desk.beat(Role.MOBILITY)
+    assert match() == "serial:root"
+    moved = MobilityStatus(disks=(DiskFacts("/dev/sda", "path:pci-7", 100, True),))
+    await desk.beat(Role.MOBILITY, status=moved)
+    assert match() == "serial:root"
+    desk.change(replicating=False)
+    await desk.beat(Role.MOBILITY, status=moved)
+    assert match() == "path:pci-7"

@@ -93,3 +93,16 @@ def test_an_ambiguous_disk_is_not_guessed() -> None:
     assert rules.match_disks(known, reported) == {}
     assert rules.match_disks([known[0]], reported) == {}
     assert rules.match_disks(known, reported[:1]) == {}
+
+
+def test_a_serial_that_begins_another_one_is_not_that_one() -> None:
+    known = [_known("a", 0, serial="disk1"), _known("b", 1, serial="disk10")]
+    reported = [DiskFacts("/dev/vda", "serial:disk10", 10, False), DiskFacts("/dev/vdb", "serial:disk1", 10, False)]
+    assert rules.match_disks(known, reported) == {"a": "serial:disk1", "b": "serial:disk10"}
+
+
+def test_virtio_tells_only_the_first_twenty_bytes_of_a_serial() -> None:
+    known = [_known("a", 0, serial="0123456789-0123456789-tail")]
+    assert rules.match_disks(known, [DiskFacts("/dev/vda", "serial:0123456789-012345678", 10, True)]) == {
+        "a": "serial:0123456789-012345678"
+    }

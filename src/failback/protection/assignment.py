@@ -26,6 +26,8 @@ from failback.model.ids import ComponentId, DiskId, GroupId, MachineId, PassId
 from failback.model.policy import ReplicationPolicy
 from failback.runtime import records
 
+VIRTIO_SERIAL_BYTES = 20
+
 Assignment = MobilityAssignment | ProcessServerAssignment | MasterTargetAssignment
 
 
@@ -132,7 +134,13 @@ def match_disks(known: Iterable[KnownDisk], reported: Iterable[DiskFacts]) -> di
 
 
 def _same_serial(disk: KnownDisk, facts: DiskFacts) -> bool:
-    return bool(disk.serial) and disk.serial.lower() in facts.device_match.lower()
+    """Exactly, or as far as virtio tells it (20 bytes); a world-wide name or path may contain it."""
+    serial, match = disk.serial.lower(), facts.device_match.lower()
+    if not serial:
+        return False
+    if match.startswith("serial:"):
+        return match.removeprefix("serial:") in (serial, serial[:VIRTIO_SERIAL_BYTES])
+    return serial in match
 
 
 def _both_system(disk: KnownDisk, facts: DiskFacts) -> bool:

@@ -252,21 +252,32 @@ def _adopt(session: Session, row: ComponentRow) -> ItemRow | None:
 
 
 def _match_disks(item: ItemRow, heartbeat: Heartbeat) -> None:
-    """Fill ``device_match`` of disks that have none yet from what the agent reports."""
-    missing = [disk for disk in item.disks if not disk.device_match]
-    if not missing:
+    """Fill ``device_match`` of the item's disks from what the agent reports.
+
+    A match that the agent does not report any more (another side, another bus) is looked for again, but never while the
+    item replicates: there a disk that went is an error to be shown, not another disk to be taken.
+    """
+    if item.replicating and all(disk.device_match for disk in item.disks):
         return
-    status = records.decode(heartbeat.status, MobilityStatus, "heartbeat: status")
-    taken = {disk.device_match for disk in item.disks}
+    reported = records.decode(heartbeat.status, MobilityStatus, "heartbeat: status").disks
+    names = {facts.device_match for facts in reported}
+    wanting = [
+        disk
+        for disk in item.disks
+        if not disk.device_match or (reported and not item.replicating and disk.device_match not in names)
+    ]
+    if not wanting:
+        return
+    taken = {disk.device_match for disk in item.disks if disk not in wanting}
     known = [
         rules.KnownDisk(
             DiskId(disk.disk_id), disk.index, disk.serial, disk.cloud_size_bytes or disk.size_bytes, disk.is_system
         )
-        for disk in missing
+        for disk in wanting
     ]
-    matched = rules.match_disks(known, [facts for facts in status.disks if facts.device_match not in taken])
-    for disk in missing:
-        disk.device_match = matched.get(DiskId(disk.disk_id), "")
+    matched = rules.match_disks(known, [facts for facts in reported if facts.device_match not in taken])
+    for disk in wanting:
+        disk.device_match = matched.get(DiskId(disk.disk_id), disk.device_match)
 
 
 def _dependents(session: Session, component_id: str) -> list[str]:
