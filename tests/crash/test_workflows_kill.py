@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -182,3 +183,37 @@ def test_killed_at_every_step_the_end_is_the_same(chains: dict[str, Future[Chain
     assert seen.missed == []
     assert seen.killed == seen.whole
     assert seen.killed["world"]["violations"] == []
+
+
+def test_killed_at_the_power_off_and_back_after_the_lease_the_source_goes_on(tmp_path: Path) -> None:
+    """The power-off happened but cannot be proven to have happened inside the lease: nothing may start on premises."""
+    driver = Driver()
+    try:
+        Beginnings(driver, tmp_path).copy_to(tmp_path / "site", [REPROTECT])
+        job = ("UnplannedFailover", {**FAILOVER_INPUTS, "lease_seconds": 3.0})
+        status, _ = driver.run(tmp_path / "site", job, "tested", "job.VmShutdownVmOnPrimary.after")
+        assert os.WIFSIGNALED(status)
+        assert json.loads((tmp_path / "site" / "sites.json").read_text())["power"] == {
+            "cloud-vm": "Off",
+            "home-vm": "Off",
+        }
+        time.sleep(3)
+        for point in (
+            "job.undo.before",
+            "job.VmShutdownVmOnPrimary.cancelled",
+            "job.VmShutdownVmOnPrimary.epoch",
+            "job.undo.after",
+        ):
+            status, _ = driver.run(tmp_path / "site", job, "tested", point)
+            assert os.WIFSIGNALED(status), point
+        _, seen = driver.run(tmp_path / "site", job, "tested")
+    finally:
+        driver.close()
+    assert seen["world"]["power"] == {"cloud-vm": "On", "home-vm": "Off"}
+    assert seen["world"]["log"][-4:] == ["cloud-vm off", "replica attached", "cloud-vm on", "pass begun"]
+    assert "home-vm on" not in seen["world"]["log"]
+    assert [(name, state, errors) for name, state, _, errors in seen["jobs"]][-2:] == [
+        ("UnplannedFailover", "Failed", ["FreezeLeaseLost"]),
+        ("IrCompletion", "Succeeded", []),
+    ]
+    assert seen["item"]["protection_state"] == "Protected"

@@ -50,7 +50,7 @@ def test_capture_says_what_is_missing() -> None:
     assert rules.capture_missing(STATUS, 3) == ""
     assert "epoch 3" in rules.capture_missing(STATUS, 4)
     failed = dataclasses.replace(STATUS, capture="failed", capture_reason="no BTF")
-    assert rules.capture_missing(failed, 3) == "the capture is failed: no BTF"
+    assert rules.capture_missing(failed, 3) == "the capture failed: no BTF"
     assert "self-test" in rules.capture_missing(dataclasses.replace(STATUS, self_test="not-run"), 3)
     assert rules.capture_missing(None, 3) != ""
 

@@ -55,6 +55,8 @@ def capture_missing(status: MobilityStatus | None, epoch: int) -> str:
     """Empty when the agent captures under ``epoch`` and its self-test passed, else what is missing."""
     if status is None:
         return "the mobility service has not reported yet"
+    if status.capture == "failed":
+        return f"the capture failed: {status.capture_reason or 'no reason given'}"
     if status.epoch != epoch:
         return f"the mobility service reports epoch {status.epoch}, not the new epoch {epoch}"
     if status.capture != "capturing":
@@ -71,7 +73,7 @@ def protection_missing(  # noqa: PLR0911 - one return for each thing that may be
     if status is None:
         return "the mobility service has not reported yet"
     if status.epoch != epoch or status.pass_id != pass_id:
-        return "the mobility service has not begun this pass"
+        return "the mobility service has not begun this pass" + _because(status)
     if not status.sync_done:
         return sync_sentence(status)
     if replica is None or replica.epoch != epoch:
@@ -83,6 +85,10 @@ def protection_missing(  # noqa: PLR0911 - one return for each thing that may be
     if not any(_counts(point.epoch, point.kind, epoch) and not point.abandoned for point in replica.points):
         return "the first recovery point after the pass is not published yet"
     return ""
+
+
+def _because(status: MobilityStatus) -> str:
+    return f": {status.capture_reason}" if status.capture == "failed" and status.capture_reason else ""
 
 
 def _counts(point_epoch: int, kind: PointKind, epoch: int) -> bool:

@@ -197,15 +197,20 @@ async def enable(world: World, context: StepContext) -> dict[str, Any]:
     created = (await context.result_of("AttachReplicaDisks"))["created"]
     begun = await pieces.begin_epoch(world, context, created, Event.REPROTECT_STARTED)
 
+    working = world.clock.monotonic()
+
     async def capturing() -> bool | None:
+        nonlocal working
         _, status = await pieces.agent(context, await context.item())
         missing = rules.capture_missing(status, begun["epoch"])
         await context.say(f"waiting: {missing}" if missing else "the machine is captured")
-        if status is not None and status.epoch == begun["epoch"] and status.capture == "failed":
+        if status is None or status.capture != "failed":
+            working = world.clock.monotonic()
+        elif world.clock.monotonic() - working > world.timing.heard_seconds:  # it tries again by itself for so long
             raise PreconditionError(
                 f"the mobility service cannot capture: {status.capture_reason or 'no reason given'}",
                 code="CaptureFailed",
-                possible_causes="the kernel has no BTF, or the capture program was refused",
+                possible_causes="the kernel has no BTF, a disk was replaced, or the capture program was refused",
                 remedy="read the mobility service's log on the machine, then restart the job",
                 retryable=True,
             )
