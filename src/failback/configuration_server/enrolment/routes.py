@@ -63,7 +63,8 @@ def component_router(desk: EnrolmentDesk, registry: Registry, clock: Clock) -> A
             skew = (said.wall_ns - clock.wall_ns()) / 1e9 + request.scope.get(ROUND_TRIP, 0.0) / 2
             if said.role is not peer.role:
                 raise AuthenticationError(f"the certificate is for a {peer.role.value}, not a {said.role.value}")
-            reply = await registry.heartbeat(peer.component_id, peer.role, said, skew_seconds=skew)
+            address = request.client.host if request.client else ""
+            reply = await registry.heartbeat(peer.component_id, peer.role, said, skew_seconds=skew, address=address)
             return records.encode(reply)
 
         return await _answer(work)

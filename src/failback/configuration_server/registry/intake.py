@@ -7,7 +7,7 @@ heartbeat stores status and reports, and is answered at once when there is news 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import select
@@ -69,12 +69,14 @@ class Registry:
         self._clock = clock or SystemClock()
 
     async def heartbeat(
-        self, component_id: str, role: Role, heartbeat: Heartbeat, *, skew_seconds: float
+        self, component_id: str, role: Role, heartbeat: Heartbeat, *, skew_seconds: float, address: str = ""
     ) -> HeartbeatReply:
         """Take one heartbeat of the certificate's owner and answer it, after up to ``wait_seconds`` for news.
 
         Raises AuthenticationError (unknown or revoked component, another role) and ConfigurationError (malformed status).
         """
+        if role is Role.MOBILITY and not heartbeat.addresses and address:
+            heartbeat = replace(heartbeat, addresses=(address,))  # an agent is shown under where it calls from
         records.decode(heartbeat.status, STATUS_KINDS[role], "heartbeat: status")
         with self._news.subscribe(component_id) as subscription:
             answer = await self._database.run(
