@@ -149,7 +149,7 @@ def _build(layout: Layout, say: Say) -> LabState:
     servers.await_file(servers.passphrase_file(layout), configuration_server)
     say("starting the process server and the master target; two sites")
     roles = [started(servers.start_role(layout, role)) for role in (servers.PROCESS_SERVER, servers.MASTER_TARGET)]
-    sites.ensure_system_daemon(started)
+    sites.ensure_system_daemon(layout.directory / "onprem-site", layout.logs / "onprem-libvirtd.log", started)
     site_log = layout.logs / "cloud-libvirtd.log"
     started(sites.start_isolated(CLOUD_DAEMON, layout.cloud_site, layout.socket_directory, site_log))
     say("making the machine's disks: as they were at the failover, and the cloud's copies")
@@ -209,7 +209,7 @@ def define_machines(layout: Layout) -> None:
 
 def _remove(layout: Layout, found: LabState) -> None:
     for recorded in reversed(found.processes):
-        if "libvirtd" not in recorded.name and "virtlogd" not in recorded.name:
+        if "libvirtd" not in recorded.name:
             processes.stop(recorded)
     sites.remove_domain(layout.cloud_uri, CLOUD_UUID)
     sites.remove_domain(ONPREM_URI, ONPREM_UUID)

@@ -71,21 +71,27 @@ def start_isolated(name: str, directory: Path, socket_directory: Path, log: Path
     return recorded
 
 
-def ensure_system_daemon(record: Callable[[Recorded], object]) -> None:
-    """Find the host's libvirt daemon or start it; what was started is handed to ``record``."""
+def ensure_system_daemon(directory: Path, log: Path, record: Callable[[Recorded], object]) -> None:
+    """Find the host's libvirt daemon or start it; what was started is handed to ``record``.
+
+    Without systemd it is started with the lab's qemu.conf over the host's, in a mount namespace that only it sees: QEMU
+    as root works whatever the modes of /dev/kvm. (Where /dev/kvm is closed to libvirt's own user, libvirt takes its
+    stored capabilities for stale and probes QEMU again at each call, which costs a minute.)
+    """
     if _answers("qemu:///system"):
         return
     if Path("/run/systemd/system").is_dir() and shutil.which("systemctl"):
         subprocess.run(["systemctl", "start", "libvirtd"], check=False, capture_output=True, timeout=60)
-    else:
-        for daemon in ("virtlogd", "libvirtd"):
-            pid_file = Path(f"/run/{daemon}.pid")
-            if _pid_in(pid_file, daemon) == 0:
-                subprocess.run([daemon, "-d"], check=False, capture_output=True, timeout=60)
-                pid = _await_pid(pid_file, daemon)
-                if pid:
-                    record(processes.record(f"system {daemon}", pid))
-    _until_answers("qemu:///system", lambda: True, Path("/var/log/libvirt/libvirtd.log"))
+        _until_answers("qemu:///system", lambda: True, Path("/var/log/libvirt/libvirtd.log"))
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "qemu.conf").write_text(_QEMU_CONF)
+    (directory / "libvirtd.conf").write_text('log_outputs = "3:stderr"\n')
+    script = f"mount --bind {directory}/qemu.conf /etc/libvirt/qemu.conf && exec libvirtd -f {directory}/libvirtd.conf"
+    command = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script]
+    recorded = processes.spawn("system libvirtd", command, log)
+    record(recorded)
+    _until_answers("qemu:///system", lambda: processes.alive(recorded), log)
 
 
 def remove_domain(uri: str, uuid: str) -> None:
@@ -138,16 +144,6 @@ def _answers(uri: str) -> bool:
 def _quiet_open(uri: str) -> libvirt.virConnect:
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
     return libvirt.open(uri)
-
-
-def _await_pid(pid_file: Path, program: str) -> int:
-    deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline:
-        pid = _pid_in(pid_file, program)
-        if pid:
-            return pid
-        time.sleep(0.05)
-    return 0
 
 
 def _pid_in(pid_file: Path, program: str) -> int:
