@@ -74,7 +74,7 @@ class CaptureSession:
             place.disk.index: os.open(place.disk.device, os.O_RDONLY | os.O_DIRECT) for place in self._places
         }
         self._buffer = rereading.ReadBuffer()
-        self._pending_blocks = 0
+        self._pending_owner: dict[int, int] = {}  # global block -> generation of the last round that took it
         self._poll = select.epoll()
         self._poll.register(parts.maps["ring"], select.EPOLLIN | select.EPOLLET)
 
@@ -259,15 +259,15 @@ class CaptureSession:
     def dirty_blocks(self) -> int:
         """Blocks dirty or pending (re-read but not yet durable): 0 means that the stream alone is the truth."""
         if not self._control.get("degraded"):
-            return self._pending_blocks
+            return len(self._pending_owner)
         dirty = sum(self._dirty.count(place.base_block, place.blocks) for place in self._places)
         if not dirty:
             dirty = self._leave_degraded()
-        return dirty + self._pending_blocks
+        return dirty + len(self._pending_owner)
 
     def reread(self, limit_blocks: int) -> Reread | None:
         """One D8 round over up to ``limit_blocks`` dirty blocks (lowest first, so adjacent ones together); None when no block
-        is dirty. Call ``reread_durable`` or ``reread_abandoned`` with the result before the next round."""
+        is dirty. ``reread_durable`` or ``reread_abandoned`` is due for every result, also while later rounds are under way."""
         if not self._control.get("degraded"):
             return None
         taken = self._take_dirty(limit_blocks)
@@ -287,10 +287,11 @@ class CaptureSession:
         blocks = tuple(
             (place.disk.index, block - place.base_block) for place, run in taken for block in range(run[0], sum(run))
         )
-        self._pending_blocks = len(blocks)
+        for first, count in runs:
+            self._pending_owner.update(dict.fromkeys(range(first, first + count), generation))
         if not done or self._control.get("untracked") != untracked:
             reason = "older writes are still in flight" if not done else "the in-flight table was full"
-            round_failed = Reread(p0, p0, b"", (), 0, blocks, False, reason)
+            round_failed = Reread(p0, p0, b"", (), 0, blocks, False, reason, generation=generation)
             self.reread_abandoned(round_failed)
             self._settle_idle(generation)
             return round_failed
@@ -298,14 +299,19 @@ class CaptureSession:
         gathered = rereading.Gathered()
         memory = self._buffer.take(sum(count for _, count in runs) * BLOCK_BYTES)
         at = 0
-        for place, run in taken:
-            at += gathered.read_run(place, run, self._readers[place.disk.index], memory, at)
-            at += -at % PAGE_BYTES
+        try:
+            for place, run in taken:
+                at += gathered.read_run(place, run, self._readers[place.disk.index], memory, at)
+                at += -at % PAGE_BYTES
+        except BaseException:
+            self.reread_abandoned(Reread(p0, p0, b"", (), 0, blocks, False, "not read", generation=generation))
+            raise
         return Reread(p0, self._ring.produced(), gathered.table(), gathered.payload, gathered.payload_bytes, blocks, True, "",
-                      tuple(gathered.unreadable))  # fmt: skip
+                      tuple(gathered.unreadable), generation)  # fmt: skip
 
     def reread_durable(self, reread: Reread) -> None:
-        """The re-read is spooled: its blocks are no longer pending."""
+        """The re-read is spooled: its blocks are no longer pending. Release the records up to its p0 first: coming again after a
+        restart, they would lie on top of what was read."""
         if reread.ok:
             self._clear_pending(reread)
 
@@ -413,9 +419,12 @@ class CaptureSession:
             log.info("blocks of an unfinished re-read are dirty again", blocks=recovered)
 
     def _clear_pending(self, reread: Reread) -> None:
+        """Except for blocks that a later round has taken again: they are pending for that one."""
         for disk_index, block in reread.blocks:
-            self._pending.clear_run(self._by_index[disk_index].base_block + block, 1)
-        self._pending_blocks = 0
+            number = self._by_index[disk_index].base_block + block
+            if self._pending_owner.get(number) == reread.generation:
+                del self._pending_owner[number]
+                self._pending.clear_run(number, 1)
 
     def _settle_idle(self, generation: int) -> None:
         """Entries whose completion was never seen: settle those of disks that are idle for a whole window of samples. Their

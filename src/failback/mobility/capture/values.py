@@ -63,6 +63,8 @@ class Reread:
     reason: str
     unreadable: Sequence[tuple[int, int, int]] = ()
     """(disk index, offset, length) that the device could not read after a second try: named holes (D12); not in extents."""
+    generation: int = 0
+    """The round's number."""
 
 
 @dataclass(frozen=True, slots=True)
