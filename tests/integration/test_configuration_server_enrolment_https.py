@@ -3,8 +3,11 @@
 import asyncio
 import json
 import socket
+import ssl
 import stat
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -123,6 +126,28 @@ async def test_a_token_enrols_once(server: RunningConfigurationServer, database:
     expired = await desk.make_token(life_seconds=-1.0)
     with pytest.raises(AuthenticationError, match="expired"):
         await asyncio.to_thread(_enrol, server, _request(token=expired))
+
+
+def test_only_signed_in_callers_make_tokens(server: RunningConfigurationServer) -> None:
+    def ask(bearer: str) -> tuple[int, dict[str, Any]]:
+        request = urllib.request.Request(
+            server.url + "/components/v1/tokens",
+            data=json.dumps({"role": "process-server"}).encode(),
+            headers={"Authorization": f"Bearer {bearer}"},
+        )
+        context = ssl.create_default_context(cafile=str(server.ca_file))
+        try:
+            with urllib.request.urlopen(request, context=context, timeout=10) as answer:
+                return answer.status, json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())
+
+    assert ask("somebody")[0] == 401
+    status, made = ask(server.token)
+    assert status == 200
+    assert _enrol(server, _request(token=made["token"], hardware_id="hw-by-token"))["component_id"]
+    with pytest.raises(AuthenticationError, match="for a process-server"):
+        _enrol(server, _request(token=made["token"], role=Role.MASTER_TARGET))
 
 
 @pytest.mark.parametrize("body", [{}, {"role": "mobility"}, "not a table"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
@@ -17,11 +17,12 @@ from failback import __version__
 from failback.configuration_server.api import arm_router
 from failback.configuration_server.api.readiness import preflight_of
 from failback.configuration_server.api.services import Services, SiteFabric, Surroundings
+from failback.configuration_server.api.sign_in import signed_in
 from failback.configuration_server.config import ServerConfig
 from failback.configuration_server.database import Database
 from failback.configuration_server.enrolment.bootstrap import Installation, bootstrap
 from failback.configuration_server.enrolment.desk import EnrolmentDesk
-from failback.configuration_server.enrolment.routes import component_router, error_response
+from failback.configuration_server.enrolment.routes import component_router, error_response, token_router
 from failback.configuration_server.fabrics import open_fabric
 from failback.configuration_server.jobs.engine import JobEngine
 from failback.configuration_server.jobs.executor import DbosExecutor
@@ -116,6 +117,7 @@ def _jobs_url(config: ServerConfig) -> str:
 def _application(services: Services, desk: EnrolmentDesk, registry: Registry) -> FastAPI:
     application = FastAPI(title="Failback", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     application.include_router(component_router(desk, registry, services.clock))
+    application.include_router(token_router(desk), dependencies=[Depends(signed_in(services))])
     application.include_router(arm_router(services))
     _add_health(application, services.database)
     _add_errors(application)

@@ -64,7 +64,9 @@ class EnrolmentDesk:
         log.info("enrolled", role=request.role.value, component_id=enrolled.component_id, hostname=request.hostname)
         return enrolled
 
-    async def make_token(self, role: Role | None = None, life_seconds: float = TOKEN_LIFE_SECONDS) -> str:
+    async def make_token(
+        self, role: Role | None = None, life_seconds: float = TOKEN_LIFE_SECONDS, *, caller: str = ""
+    ) -> str:
         """A one-time token; it is shown once and stored as a hash."""
         token = secrets.new_token()
         now = self._clock.wall_ns()
@@ -72,7 +74,12 @@ class EnrolmentDesk:
             token_id=new_id(), token_sha256=secrets.token_digest(token), role=role.value if role else "",
             created_wall_ns=now, expires_wall_ns=now + int(life_seconds * 1e9),
         )  # fmt: skip
-        await self._database.run(lambda session: session.add(row))
+
+        def work(session: Session) -> None:
+            session.add(row)
+            audit(session, now, caller, "make enrolment token", row.role or "any role", detail=row.token_id)
+
+        await self._database.run(work)
         return token
 
     async def _check_secret(self, request: Enrolment) -> None:

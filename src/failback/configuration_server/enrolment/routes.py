@@ -1,19 +1,21 @@
 """The components' own HTTP API: ``POST /components/v1/enrol`` and ``POST /components/v1/heartbeat``.
 
 Bodies are the encoded dataclasses of :mod:`failback.model.components`. A heartbeat needs a client certificate of our CA;
-enrolment carries its secret in the body. Errors are ``{"error": FailbackError.as_dict()}``.
+enrolment carries its secret in the body. ``POST /components/v1/tokens`` makes one-time tokens for signed-in callers.
+Errors are ``{"error": FailbackError.as_dict()}``.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from failback.configuration_server.enrolment.desk import TOO_MANY_ATTEMPTS, EnrolmentDesk
+from failback.configuration_server.enrolment.desk import TOKEN_LIFE_SECONDS, TOO_MANY_ATTEMPTS, EnrolmentDesk
 from failback.configuration_server.registry import Registry
 from failback.errors import (
     AuthenticationError,
@@ -24,7 +26,7 @@ from failback.errors import (
     PeerError,
     StaleEpochError,
 )
-from failback.model.components import Enrolment, Heartbeat
+from failback.model.components import Enrolment, Heartbeat, Role
 from failback.runtime import records
 from failback.runtime.clock import Clock
 from failback.transport.identity import PeerIdentity
@@ -37,6 +39,14 @@ ROUND_TRIP = "failback.round_trip_seconds"
 """ASGI scope key: the connection's smoothed round trip as the kernel measures it."""
 
 LARGEST_BODY_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRequest:
+    """``role`` None: the token enrols a component of any role."""
+
+    role: Role | None = None
+    life_seconds: float = TOKEN_LIFE_SECONDS
 
 
 def component_router(desk: EnrolmentDesk, registry: Registry, clock: Clock) -> APIRouter:
@@ -66,6 +76,24 @@ def component_router(desk: EnrolmentDesk, registry: Registry, clock: Clock) -> A
             address = request.client.host if request.client else ""
             reply = await registry.heartbeat(peer.component_id, peer.role, said, skew_seconds=skew, address=address)
             return records.encode(reply)
+
+        return await _answer(work)
+
+    return router
+
+
+def token_router(desk: EnrolmentDesk) -> APIRouter:
+    """``POST /components/v1/tokens`` ``{"role": ..., "life_seconds": ...}``; the app lets only signed-in callers here."""
+    router = APIRouter(prefix="/components/v1")
+
+    @router.post("/tokens")
+    async def make(request: Request) -> JSONResponse:
+        async def work() -> Any:
+            wanted = await _body(request, TokenRequest)
+            token = await desk.make_token(
+                wanted.role, wanted.life_seconds, caller=str(getattr(request.state, "caller", ""))
+            )
+            return {"token": token}
 
         return await _answer(work)
 
