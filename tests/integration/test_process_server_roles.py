@@ -166,6 +166,23 @@ async def test_replies_wait_for_an_agent_that_is_away(site: Site) -> None:
     assert back.landed == 1
 
 
+async def test_a_damaged_spool_ends_the_epoch_and_nothing_damaged_is_forwarded(site: Site) -> None:
+    agent = site.agent()
+    await agent.send(make_batch(agent.machine_id, 1))
+    await eventually(lambda: agent.landed == 1)
+    await site.target.close()
+    await agent.send(*(make_batch(agent.machine_id, n) for n in range(2, 6)))
+    await eventually(lambda: agent.spooled == 5)
+    (path,) = (site.directory / "spool").rglob("*.items")
+    content = bytearray(path.read_bytes())
+    content[-2 * 5000] ^= 1  # in item 4
+    path.write_bytes(content)
+    await site.target.start(site.target_port)
+    await eventually(lambda: "SpoolDamaged" in [error.code for error in agent.refusals])
+    assert site.target.streams[(agent.machine_id, 1)].landed <= 3
+    await eventually(lambda: "SpoolDamaged" in site.machine_status(agent.machine_id)["problem"])
+
+
 async def test_the_newest_connection_of_a_machine_wins(site: Site) -> None:
     agent = site.agent()
     await agent.send(make_batch(agent.machine_id, 1))

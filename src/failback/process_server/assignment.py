@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from failback.errors import FailbackError, NotFoundError, PeerError, StaleEpochError, StorageError
-from failback.model.components import Endpoint, ProcessServerAssignment, Role, RoutedMachine
+from failback.model.components import Endpoint, ProcessServerAssignment, Role, RoutedMachine, SpooledMachine
 from failback.model.ids import MachineId
 from failback.process_server.forward import ReadBudget, SpooledItems
 from failback.process_server.space import SpoolSpace
@@ -98,6 +98,15 @@ class Streams:
     def all(self) -> list[MachineStream]:
         return [served.stream for served in self._served.values()]
 
+    def status(self) -> tuple[SpooledMachine, ...]:
+        broken = [
+            SpooledMachine(
+                machine_id, self._assigned.get(machine_id, 0), False, False, 0, 0, 0, f"{error.code}: {error}"
+            )
+            for machine_id, error in self._unusable.items()
+        ]
+        return (*(stream.status() for stream in self.all()), *broken)
+
     def find(self, machine_id: MachineId, epoch: int) -> MachineStream:
         """The stream to spool into. Raises NotFoundError, StaleEpochError, PeerError (news may be under way)."""
         assigned = self._assigned.get(machine_id)
@@ -147,6 +156,7 @@ class Streams:
             try:
                 await self._serve(machine)
             except FailbackError as error:
+                log.error("spool cannot be opened", machine=machine.machine_id, reason=error.message)
                 self._unusable[machine.machine_id] = error
         for unusable in self._unusable.values():
             raise unusable

@@ -73,8 +73,23 @@ async def _spool(stream: MachineStream, link: Link) -> None:
         items = [message for message in await link.receive_some() if isinstance(message, RawItem)]
         if not items:
             continue
-        async with stream.space.reserved(sum(len(item.buffer) for item in items)):
-            await asyncio.to_thread(stream.spool.append, items)
-        del items  # waiting for the next ones must not keep these in memory
-        faults.point("spool.before_ack")
-        stream.spooled_more()
+        for together in groups(items, stream.space.limit_bytes // 4):
+            async with stream.space.reserved(sum(len(item.buffer) for item in together)):
+                await asyncio.to_thread(stream.spool.append, together)
+            faults.point("spool.before_ack")
+            stream.spooled_more()
+            together.clear()  # waiting for the next items must not keep these in memory
+        items.clear()
+
+
+def groups(items: list[RawItem], limit_bytes: int) -> list[list[RawItem]]:
+    """The items in order, in groups of at most ``limit_bytes`` or one item: what is synced together."""
+    found: list[list[RawItem]] = []
+    size = 0
+    for item in items:
+        if not found or size + len(item.buffer) > limit_bytes:
+            found.append([])
+            size = 0
+        found[-1].append(item)
+        size += len(item.buffer)
+    return found

@@ -111,7 +111,7 @@ def status(config: ProcessServerConfig, streams: Streams, server: LinkServer) ->
         listen_port=server.port,
         spool_capacity_bytes=config.spool_limit_bytes,
         spool_free_bytes=free_bytes(config.spool_directory, streams.space),
-        machines=tuple(stream.status() for stream in streams.all()),
+        machines=streams.status(),
     )
 
 

@@ -193,7 +193,7 @@ class LinkServer:
             wire.fail(error, tell_peer=True)
         except TimeoutError:
             wire.fail(PeerError("no Hello came in time"), tell_peer=True)
-        except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        except Exception as error:  # the border of one connection: it ends, the others go on
             log.exception("link ended by an unexpected error", address=wire.peer_address)
             wire.fail(FailbackError(f"the receiver failed: {error!r}", retryable=True), tell_peer=True)
         finally:
