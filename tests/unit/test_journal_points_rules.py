@@ -1,0 +1,67 @@
+"""Which batch ends become points, and which points are dropped."""
+
+from __future__ import annotations
+
+from failback.journal.pacing import Pace, decide
+from failback.journal.retention import to_drop
+from failback.model.ids import MachineId, PointId
+from failback.model.points import PointKind, RecoveryPoint
+from failback.model.stream import GapCause, MarkKind
+
+SECOND = 1_000_000_000
+MINUTE = 60 * SECOND
+HOUR = 60 * MINUTE
+
+
+def test_no_point_in_a_gap_whatever_the_mark() -> None:
+    for mark in MarkKind:
+        decision = decide(Pace(0, False), GapCause.OVERFLOW, mark, 10**18, 1)
+        assert decision.point is None and decision.gap == "OVERFLOW" and decision.after_pass
+
+
+def test_marks_name_their_kind_and_time_paces_the_rest() -> None:
+    assert decide(Pace(0, False), GapCause.NONE, MarkKind.FINAL, SECOND, 300).point is PointKind.FINAL
+    assert decide(Pace(0, False), GapCause.NONE, MarkKind.APP_CONSISTENT, SECOND, 300).point is PointKind.APP_CONSISTENT
+    assert decide(Pace(0, False), GapCause.NONE, MarkKind.NONE, 299 * SECOND, 300).point is None
+    assert decide(Pace(0, False), GapCause.NONE, MarkKind.NONE, 300 * SECOND, 300).point is PointKind.CRASH_CONSISTENT
+    stepped_back = decide(Pace(500 * SECOND, False), GapCause.NONE, MarkKind.NONE, 400 * SECOND, 300)
+    assert stepped_back.point is PointKind.CRASH_CONSISTENT
+
+
+def test_the_first_consistent_place_after_a_pass_is_a_point_at_once() -> None:
+    decision = decide(Pace(0, True), GapCause.NONE, MarkKind.NONE, SECOND, 300)
+    assert decision.point is PointKind.CRASH_CONSISTENT and not decision.after_pass
+    short = decide(Pace(0, False), GapCause.OVERLAP, MarkKind.NONE, SECOND, 300)
+    assert not short.after_pass  # overlapping writes happen often: they do not hurry a point
+
+
+def _point(
+    name: str, wall_ns: int, kind: PointKind = PointKind.CRASH_CONSISTENT, abandoned: bool = False
+) -> RecoveryPoint:
+    return RecoveryPoint(PointId(name), MachineId("m"), kind, wall_ns, 1, 1, 1, abandoned)
+
+
+def test_the_newest_point_stays_however_old() -> None:
+    before = _point("before", 0, PointKind.BEFORE_REPROTECT)
+    assert to_drop([before], 100 * HOUR, 60) == []
+    assert to_drop([before, _point("new", HOUR)], 100 * HOUR, 60) == ["before"]
+
+
+def test_history_and_hourly_thinning() -> None:
+    points = [_point(f"{minutes}", minutes * MINUTE) for minutes in range(0, 26 * 60, 5)]
+    points[13] = _point("app", points[13].wall_ns, PointKind.APP_CONSISTENT)  # 1:05, older than the history
+    points[40] = _point("app-2", points[40].wall_ns, PointKind.APP_CONSISTENT)
+    newest = points[-1].wall_ns
+    dropped = set(to_drop(points, newest, 24 * 60))
+    kept = [point for point in points if point.point_id not in dropped]
+    assert "app" in dropped and "app-2" not in dropped
+    assert all(newest - point.wall_ns <= 24 * HOUR for point in kept)
+    recent = [point for point in kept if newest - point.wall_ns <= 2 * HOUR]
+    assert len(recent) == 25
+    crash = [point for point in kept if point.kind is PointKind.CRASH_CONSISTENT and newest - point.wall_ns > 2 * HOUR]
+    hours = [point.wall_ns // HOUR for point in crash]
+    assert hours == sorted(set(hours)) and len(hours) >= 21
+
+
+def test_abandoned_points_are_not_counted() -> None:
+    assert to_drop([_point("old", 0), _point("gone", 99 * HOUR, abandoned=True)], 100 * HOUR, 60) == []
