@@ -1,7 +1,7 @@
 """Calls to the configuration server's REST API, blocking, with errors of our tree.
 
 A change carries a request id, so repeating it after a broken connection finds the job that the first try started. A server
-that is away for a moment (a restart) is waited for, up to ``patience_seconds``.
+that is away for a moment (a restart) is waited for; one that never answered only briefly, for then an address is wrong.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ VAULT = (
 CONTAINER = "/replicationFabrics/configuration-server/replicationProtectionContainers/machines"
 ITEMS = f"{CONTAINER}/replicationProtectedItems"
 TIMEOUT_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
+PATIENCE_AT_FIRST_SECONDS = 3.0
 
 
 class ApiError(FailbackError):
@@ -50,7 +52,7 @@ class Api:
                 remedy="copy ca.pem from the configuration server's state directory",
             ) from error
         self.server = settings.server
-        self._patience_seconds = patience_seconds
+        self._patience_seconds = PATIENCE_AT_FIRST_SECONDS
         self._tell = tell or (lambda _sentence: None)
         self._client = httpx.Client(
             base_url=settings.server,
@@ -101,15 +103,15 @@ class Api:
         told = False
         while True:
             try:
-                return self._answer(
-                    self._client.request(
-                        method,
-                        VAULT + path,
-                        params={"api-version": API_VERSION, **(parameters or {})},
-                        json=body,
-                        headers={"x-ms-client-request-id": request_id},
-                    )
+                answer = self._client.request(
+                    method,
+                    VAULT + path,
+                    params={"api-version": API_VERSION, **(parameters or {})},
+                    json=body,
+                    headers={"x-ms-client-request-id": request_id},
                 )
+                self._patience_seconds = PATIENCE_SECONDS
+                return self._answer(answer)
             except httpx.TransportError as error:
                 failure = _away(self.server, error)
                 if isinstance(failure, AuthenticationError) or time.monotonic() >= deadline:

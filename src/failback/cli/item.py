@@ -64,7 +64,7 @@ def _place(api: Api, text: str, side: str, option: str) -> dict[str, str]:
         return {"fabric": fabric, "machine": machine}
     fabrics = api.every("/replicationFabrics")
     sites = [one for one in fabrics if one["properties"]["customDetails"].get("site") == side]
-    fabric = only(sites, lambda one: str(one["name"]), f"{side} fabric", f"{option} FABRIC:MACHINE")
+    fabric = only(sites, lambda one: str(one["name"]), f"fabric of the side {side}", f"{option} FABRIC:MACHINE")
     return {"fabric": fabric, "machine": text}
 
 

@@ -165,5 +165,5 @@ def only(values: Sequence[dict[str, Any]], name_of: Callable[[dict[str, Any]], s
     if len(values) == 1:
         return name_of(values[0])
     names = ", ".join(name_of(value) for value in values)
-    reason = f"there are several {what}s: {names}" if values else f"there is no {what}"
-    raise ConfigurationError(reason, remedy=f"name one with {option}" if values else f"enrol a {what} first")
+    reason = f"there are several {what}s: {names}" if values else f"the configuration server knows no {what}"
+    raise ConfigurationError(reason, remedy=f"name one with {option}" if values else "see failback component list")

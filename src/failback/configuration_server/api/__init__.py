@@ -7,7 +7,7 @@ needs a bearer token (``sign_in``); every change writes an audit row. What a req
 
 ::
 
-    around = Surroundings(database=..., orders=..., news=..., fabrics={...}, advertised=("10.0.0.5:443",))
+    around = Surroundings(database=..., orders=..., news=..., fabrics={...})
     engine = JobEngine(..., World(..., preflight=readiness.preflight_of(around)))
     services = Services(**{...}, jobs=engine)
     app.include_router(arm_router(services))

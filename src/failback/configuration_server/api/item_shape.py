@@ -152,7 +152,7 @@ def _disk(item: ItemView, disk: ItemDiskRow, rpo: int | None) -> dict[str, Any]:
     return {
         "diskId": disk.disk_id,
         "diskName": f"Disk{disk.index}",
-        "protectionStage": "Resync" if running else item.row.protection_stage or "DifferentialSync",
+        "protectionStage": "Resync" if running else item.row.protection_stage,
         "rpoInSeconds": rpo,
         "resyncRequired": "Required" if running else "NotRequired",
         "resyncProgressPercentage": sent,

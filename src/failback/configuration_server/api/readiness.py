@@ -141,7 +141,7 @@ async def gather(
         retention_volume=_volume(known.target_status.retention_volumes, choice.retention_volume),
         datastore_asked=choice.datastore,
         datastore=_volume(known.target_status.datastores, choice.datastore) if choice.datastore else None,
-        probes=probes,
+        probes=(*_heard_edges(services, known), *probes),
         configuration_server_version=services.version,
         heartbeat_alarm_seconds=services.heartbeat_alarm_seconds,
     )
@@ -194,10 +194,11 @@ def _component(services: Surroundings, row: ComponentRow | None) -> ComponentFac
 
 
 def _volume(volumes: tuple[VolumeFacts, ...], asked: str) -> VolumeFacts | None:
-    """By name or path; without a name the only one there is."""
-    if not asked:
-        return volumes[0] if len(volumes) == 1 else None
-    return next((volume for volume in volumes if asked in (volume.name, volume.path)), None)
+    """By name or path; without a name the only one that may be used."""
+    if asked:
+        return next((volume for volume in volumes if asked in (volume.name, volume.path)), None)
+    usable = [volume for volume in volumes if not volume.problem]
+    return usable[0] if len(usable) == 1 else None
 
 
 async def _look_at(services: Surroundings, fabric_name: str, fabric_id: str) -> _Side:
@@ -234,20 +235,9 @@ def _disks(item: ItemView, cloud: FabricMachine | None, home: FabricMachine | No
 
 
 def _edges(services: Surroundings, known: _Known) -> list[_Edge]:
-    """Every connection that replication needs, with the code that its failure has."""
+    """The connections that carry data, with the code that their failure has; a probe tries each."""
     agent, server, target = known.item.agent, known.process_server, known.master_target
-    found = [
-        _Edge(agent, _name(agent, "agent"), address, "agent to configuration server", "95226")
-        for address in services.advertised[:1]
-    ]
-    found += [
-        _Edge(target, _name(target, "master target"), address, "master target to configuration server", "78022")
-        for address in services.advertised[:1]
-    ]
-    found += [
-        _Edge(server, _name(server, "process server"), address, "process server to configuration server", "806")
-        for address in services.advertised[:1]
-    ]
+    found: list[_Edge] = []
     found += _data_edge(agent, "agent", server, "agent to process server", "78186")
     found += _data_edge(server, "process server", target, "process server to master target", "Unreachable")
     return found
@@ -264,6 +254,23 @@ def _data_edge(
 
 def _name(row: ComponentRow | None, word: str) -> str:
     return row.hostname if row else f"the {word}"
+
+
+def _heard_edges(services: Surroundings, known: _Known) -> tuple[ProbedEdge, ...]:
+    """The ways to this server: a heartbeat is the proof; without one the heartbeat's own check fails."""
+    now, limit = services.clock.wall_ns(), services.heartbeat_alarm_seconds * 1e9
+    found = []
+    for row, word in (
+        (known.item.agent, "agent"),
+        (known.process_server, "process server"),
+        (known.master_target, "master target"),
+    ):
+        alive = row is not None and row.last_heartbeat_wall_ns and now - row.last_heartbeat_wall_ns <= limit
+        name = _name(row, word)
+        found.append(
+            ProbedEdge(name, "the configuration server", f"{word} to configuration server", "" if alive else None)
+        )
+    return tuple(found)
 
 
 async def _untried(edges: list[_Edge]) -> tuple[ProbedEdge, ...]:

@@ -49,8 +49,6 @@ class Surroundings:
     orders: Orders
     news: News
     fabrics: Mapping[str, SiteFabric]
-    advertised: tuple[str, ...] = ()
-    """``host:port`` of the configuration server as components reach it; probed by them for readiness."""
     clock: Clock = field(default_factory=SystemClock)
     version: str = __version__
     heartbeat_alarm_seconds: float = HEARTBEAT_ALARM_SECONDS
