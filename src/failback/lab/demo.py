@@ -131,8 +131,10 @@ def _reprotect(story: Story, process_server: str, master_target: str) -> None:
     refused = done.returncode != 0 and story.onprem.power_state(ONPREM_UUID) is PowerState.OFF
     story.check("the hypervisor refuses to start the replica", refused, _last_line(done.stderr) or "it started")
     replica = story.layout.onprem_data_disk.with_name(story.layout.onprem_data_disk.name + ".replica")
-    info = subprocess.run(["qemu-img", "info", "-f", "raw", str(replica)], capture_output=True, text=True, check=False)
-    story.check("QEMU's image lock is held on the replica", "lock" in info.stderr, _last_line(info.stderr) or "no lock")
+    command = ["qemu-io", "-f", "raw", "-c", "length", str(replica)]
+    opened = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    locked = opened.returncode != 0 and "lock" in opened.stderr
+    story.check("QEMU cannot open the replica's file either", locked, _last_line(opened.stderr) or "it opened")
 
 
 def _replicate(story: Story) -> None:
