@@ -31,9 +31,11 @@ async def eventually(condition: Callable[[], object], seconds: float = 20.0) -> 
 
 
 class Site:
-    def __init__(self, directory: Path, *, spool_limit_bytes: int = 1 << 30) -> None:
+    def __init__(
+        self, directory: Path, *, spool_limit_bytes: int = 1 << 30, authority: Authority | None = None
+    ) -> None:
         self.directory = directory
-        self.authority = Authority(directory / "ca")
+        self.authority = authority or Authority(directory / "ca")
         self.plane = FixedControlPlane(self.authority.identity("plane", Role.CONFIGURATION_SERVER))
         self.target_id, self.server_id = str(uuid.uuid4()), str(uuid.uuid4())
         self.target = KeepingMasterTarget(self.authority.identity(self.target_id, Role.MASTER_TARGET))

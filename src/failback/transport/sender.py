@@ -10,6 +10,7 @@ what cures it (an assignment, a new epoch) arrives by another way.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import ssl
 from collections import deque
@@ -69,7 +70,7 @@ class StreamSender:
         window_bytes: int = 64 << 20,
         times: LinkTimes = DEFAULT_TIMES,
         first_backoff_seconds: float = 0.2,
-        longest_backoff_seconds: float = 15.0,
+        longest_backoff_seconds: float = 5.0,
         sent_fault: str = "",
     ) -> None:
         self.endpoint = endpoint
@@ -86,6 +87,7 @@ class StreamSender:
         self._sent_fault = sent_fault
         self._flying: deque[tuple[int, int]] = deque()
         self._flying_bytes = 0
+        self._up_since = math.inf
         self._room = asyncio.Event()
         self._context: ssl.SSLContext | None = None
 
@@ -94,12 +96,12 @@ class StreamSender:
         delay = first
         loop = asyncio.get_running_loop()
         while True:
-            began = loop.time()
+            self._up_since = math.inf
             try:
                 await self._connected()
             except FailbackError as error:
                 await self._report(error)
-                if loop.time() - began > 5.0:
+                if loop.time() - self._up_since > 1.0:
                     delay = first
                 wait = delay if error.retryable else max(delay, longest / 4)
             finally:
@@ -133,6 +135,7 @@ class StreamSender:
             self._flying_bytes = 0
             self._room.set()
             self.linked = True
+            self._up_since = asyncio.get_running_loop().time()
             self.last_error = None
             log.info("link is up", peer=link.address, spooled=welcome.spooled_sequence, landed=welcome.landed_sequence)
             async with asyncio.TaskGroup() as tasks:

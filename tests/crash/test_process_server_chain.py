@@ -1,0 +1,81 @@
+"""The chain with both servers real: a sender, the process server's process and the master target's process, each killed
+again and again under load. At the end the replica's disks are what the batches say, and every item landed once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "doubles"))
+import journal_driver as driver
+import master_target_site
+import process_server_site
+from process_server_doubles import make_hello
+from process_server_site import Agent, eventually
+
+from failback.model.ids import DiskId
+from failback.protocol.messages import Hello, StreamDisk
+
+SEED, COUNT = 11, 240
+
+
+class ChainAgent(Agent):
+    def _hello(self) -> Hello:
+        disks = tuple(StreamDisk(DiskId(f"disk-{index}"), index, size) for index, size in driver.SIZES.items())
+        plain = make_hello(self.machine_id, self.epoch)
+        return Hello(plain.machine_id, plain.epoch, plain.software, 1, 1, disks, *self._known)
+
+
+@pytest.fixture
+async def target(tmp_path: Path) -> AsyncIterator[master_target_site.Site]:
+    built = master_target_site.Site(tmp_path / "master-target")
+    built.start()
+    yield built
+    await built.close()
+
+
+@pytest.fixture
+async def server(tmp_path: Path, target: master_target_site.Site) -> AsyncIterator[process_server_site.Site]:
+    (tmp_path / "process-server").mkdir()
+    built = process_server_site.Site(tmp_path / "process-server", authority=target.authority)
+    built.server_id = target.server_id
+    await built.start()
+    built.target_id, built.target_port = target.target_id, target.port
+    yield built
+    await built.close()
+
+
+async def test_both_servers_killed_under_load_leave_an_identical_replica(
+    target: master_target_site.Site, server: process_server_site.Site
+) -> None:
+    target.make_disks(SEED)
+    attached = await target.attach()
+    target.assign(1)
+    server.assign((driver.MACHINE, 1))
+    agent = ChainAgent(server, driver.MACHINE)
+
+    async def send() -> None:
+        for sequence in range(1, COUNT + 1):
+            await agent.items.send(driver.make_batch(SEED, sequence))
+            await asyncio.sleep(0.01)
+
+    sending = asyncio.create_task(send())
+    chance = random.Random(3)
+    for kill in range(6):
+        await asyncio.sleep(chance.uniform(0.2, 0.6))
+        if kill % 2:
+            target.kill()
+        else:
+            await server.restart()
+    await sending
+    await eventually(lambda: agent.landed == COUNT, 60)
+    assert agent.acks[-1].incarnation == attached.incarnation
+    assert not [error for error in agent.refusals if not error.retryable]
+    await eventually(lambda: target.replica().get("applied_sequence") == COUNT, 60)
+    assert target.images(fenced=True) == driver.Model(SEED, driver.initial(SEED)).advance(COUNT)
+    assert server.machine_status(driver.MACHINE)["problem"] == ""
