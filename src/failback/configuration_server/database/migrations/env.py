@@ -5,6 +5,7 @@ from __future__ import annotations
 from alembic import context
 
 from failback.configuration_server.database.tables import metadata
+from failback.runtime import faults
 
 connection = context.config.attributes["connection"]
 context.configure(
@@ -16,3 +17,4 @@ context.configure(
 )
 with context.begin_transaction():
     context.run_migrations()
+    faults.point("migration.applied")
