@@ -44,7 +44,7 @@ async def test_killed_at_every_point_and_at_random_under_load(world: World) -> N
     await gone(world)
     world.start()
     await world.synced()
-    writer = load(point, 16)
+    writer = load(point, 12)
     seed = random.Random(7)
     for faults in POINTS:
         world.kill()
@@ -64,6 +64,7 @@ async def test_killed_at_every_point_and_at_random_under_load(world: World) -> N
     await world.settled(60)
     assert world.same()
     assert world.plane.status["sync_done"], "a restart does not compare again"
+    assert world.plane.status["self_test"] == "passed", "it is remembered"
     assert {hello.epoch for hello in world.receiver.hellos} == {1}
     assert world.receiver.items[-1].gap is GapCause.NONE
 

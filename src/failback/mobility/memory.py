@@ -33,6 +33,8 @@ class StreamMemory:
     compared_blocks: dict[str, int] = field(default_factory=dict)
     compare_all: bool = False
     """A comparison by hash is due or running although the assignment's pass is done (a reboot, missed writes)."""
+    self_test: str = "not-run"
+    """passed | failed | not-run, in this boot."""
     position_base: int = 0
     incarnation: str = ""
     """Of the journal that this epoch's items landed in (D7)."""

@@ -55,7 +55,7 @@ class Reconciler:
         self._changed = changed
         self._memory = MemoryFile(config.runtime_directory)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="capture")
-        self._state = _State()
+        self._state = _State(self_test=self._memory.value.self_test)
         self._wanted: MobilityAssignment | None = None
         self._news = asyncio.Event()
         self._stream: Stream | None = None
@@ -250,6 +250,7 @@ class Reconciler:
 
     def _note_self_test(self, result: SelfTest) -> None:
         self._state.self_test = "passed" if result.passed else "failed"
+        self._memory.update(self_test=self._state.self_test)
         if not result.passed and self._state.capture == "idle":
             self._state.reason = result.detail
         log.info("self-test", passed=result.passed, detail=result.detail)

@@ -55,6 +55,8 @@ POLL_SECONDS = 0.02
 KEEPALIVE_SECONDS = 10.0
 """An idle machine sends an empty batch so often: its newest point stays young."""
 REREAD_BLOCKS = 128
+MOST_REREADS = 3
+"""Rounds sent and not yet durable at the process server."""
 REREAD_PAUSE_SECONDS = 0.5
 MEMORY_SECONDS = 1.0
 
@@ -123,7 +125,8 @@ class Stream:
         self._settled = False
         self._base = 0
         self._dirty = 0
-        self._reread_open = False
+        self._open_rereads = 0
+        self._open_blocks = 0
         self._reread_after = 0.0
         self._batch_wanted = False
         self._closed_at = time.monotonic()
@@ -362,7 +365,8 @@ class Stream:
             if spooled is not None or landed is not None:
                 await self._call(self._settle, spooled, landed)
             if spooled is not None and spooled.rereads:
-                self._reread_open = False
+                self._open_rereads -= len(spooled.rereads)
+                self._open_blocks -= sum(len(reread.blocks) for reread in spooled.rereads)
                 self._dirty = await self._call(self._session.dirty_blocks)
             if landed is not None:
                 self._note_landed(landed, now_ns)
@@ -374,9 +378,9 @@ class Stream:
         session = self._session
         if spooled is not None:
             faults.point("mobility.before_release")
+            session.release(spooled.release_position)
             for reread in spooled.rereads:
                 session.reread_durable(reread)
-            session.release(spooled.release_position)
             faults.point("mobility.after_release")
         if landed is not None:
             for item in landed.items:
@@ -440,7 +444,8 @@ class Stream:
         waiting = self._session.produced_position() - self._session.cursor()
         self.backlog_bytes = waiting + outstanding.unspooled_bytes
         now = time.monotonic()
-        reread = self._dirty > 0 and not self._reread_open and now >= self._reread_after
+        dirty = self._dirty > self._open_blocks and self._open_rereads < MOST_REREADS
+        reread = dirty and now >= self._reread_after
         if reread and waiting <= 2 * self.assignment.batch_bytes:
             return await self._batch(reread_blocks=REREAD_BLOCKS)
         hashed = not self._hashed.empty()
@@ -481,7 +486,8 @@ class Stream:
         self._closed_at = time.monotonic()
         self._batch_wanted = False
         if content.reread is not None:
-            self._reread_open = True
+            self._open_rereads += 1
+            self._open_blocks += len(content.reread.blocks)
             if not self._settled:
                 self._settled = True
                 self._hash_wake.set()
