@@ -36,7 +36,7 @@ from failback.runtime import faults, logs
 
 log = logs.get(__name__)
 
-GROUP_BYTES = 16 << 20
+GROUP_BYTES = 8 << 20
 FLUSH_SECONDS = 1.0
 FLUSH_BYTES = 256 << 20
 

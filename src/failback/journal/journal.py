@@ -12,6 +12,7 @@ from the undo file, and an interrupted rollback is finished when the disks are g
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 import time
@@ -46,6 +47,12 @@ CATALOGUE_FILE = "catalogue.sqlite"
 DEFAULT_POLICY = ReplicationPolicy(name="24-hour")
 
 
+@functools.cache
+def _readers() -> ThreadPoolExecutor:
+    """The threads that read and compress old blocks, shared by all journals of the process."""
+    return ThreadPoolExecutor(READER_THREADS, thread_name_prefix="undo-reader")
+
+
 class Journal:
     """See the module. ``directory`` is ``<volume>/failback/<machine id>``."""
 
@@ -64,7 +71,6 @@ class Journal:
         self.redo = RedoLog(directory / "redo", self.machine_id, self.incarnation)
         self._applier: Applier | None = None
         self._rollback: Rollback | None = None
-        self._readers: ThreadPoolExecutor | None = None
         self._devices: Mapping[int, BlockDevice] = {}
         self._views = 0
         self._find_landed()
@@ -215,9 +221,8 @@ class Journal:
     def start(self, devices: Mapping[int, BlockDevice], on_reply: Callable[[DigestReply], None]) -> None:
         """Give the journal its disks (by index); finishes an interrupted rollback."""
         with self.apply_lock:
-            self._readers = self._readers or ThreadPoolExecutor(READER_THREADS, thread_name_prefix="undo-reader")
             self._devices = devices
-            target = Target(devices, self._readers)
+            target = Target(devices, _readers())
             self._rollback = Rollback(self._folder, self.catalogue, self.redo, target)
             self._rollback.recover()
             self._applier = Applier(
@@ -381,6 +386,10 @@ class Journal:
                 dropped += 1
         return dropped
 
+    def relieve(self) -> int:
+        """The volume is full: free the applied redo now, whatever its window; returns how many segments."""
+        return self.redo.free(self.catalogue.applied.ordinal, time.time())
+
     def drop_point(self, point_id: str) -> None:
         with self.apply_lock:
             merge.drop_point(self._folder, self.catalogue, point_id)
@@ -399,8 +408,5 @@ class Journal:
             if self._applier is not None:
                 self._applier.close()
             self._applier = self._rollback = None
-            if self._readers is not None:
-                self._readers.shutdown()
-                self._readers = None
             self.redo.close()
             self.catalogue.close()

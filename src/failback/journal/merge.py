@@ -1,15 +1,14 @@
 """Dropping a recovery point: its interval's undo joins the one before it, which keeps the older value of a block (D13).
 
-The merged file is written and durable under a new name before one catalogue transaction switches to it; the old files
-are removed afterwards (and, after a crash in between, when the journal is opened: what no interval names is removed).
+What the earlier file lacks is appended to it: a block that was not overwritten in the earlier interval had the same
+content at both points, so that the appended records are true for the earlier point even before the catalogue knows of
+the merge, and a torn tail is cut as after any crash. One transaction then removes point and interval; the file goes
+afterwards (or when the journal is opened: what no interval names is removed).
 """
 
 from __future__ import annotations
 
-import uuid
-
 from failback.errors import ConflictError, NotFoundError
-from failback.journal import format as layout
 from failback.journal.catalogue import Catalogue, Interval
 from failback.journal.undo import UndoFolder, pack_record, read_records, select
 from failback.runtime import faults
@@ -32,32 +31,24 @@ def drop_point(folder: UndoFolder, catalogue: Catalogue, point_id: str) -> None:
         folder.path(own.file).unlink(missing_ok=True)
         return
     before = intervals[index - 1]
-    merged = Interval(
-        before.interval_id, before.first_ordinal, f"undo/{before.interval_id:012d}-{uuid.uuid4().hex[:8]}.undo"
-    )
-    _write_merged(folder, before, own, merged)
+    _append_missing(folder, before, own)
     faults.point("merge.before_commit")
     with catalogue.transaction():
         catalogue.remove_point(point_id)
         catalogue.remove_interval(own.interval_id)
-        catalogue.put_interval(merged)
     faults.point("merge.after_commit")
-    folder.path(before.file).unlink(missing_ok=True)
     folder.path(own.file).unlink(missing_ok=True)
 
 
-def _write_merged(folder: UndoFolder, before: Interval, own: Interval, merged: Interval) -> None:
-    target = folder.open(merged.file, merged.interval_id)
+def _append_missing(folder: UndoFolder, before: Interval, own: Interval) -> None:
+    target = folder.open(before.file, before.interval_id)
     try:
-        path = folder.path(before.file)
-        with path.open("rb") as stream:
-            for record in read_records(path):
-                stream.seek(record.offset)
-                target.append(stream.read(layout.UNDO_RECORD_BYTES + record.header.body_bytes))
-                target.saved.add_runs(record.runs)
         for record in read_records(folder.path(own.file)):
             for disk, ids, content in select(record, target.saved, present=False):
-                target.append(pack_record(disk, ids, content, merged.interval_id)[0])
+                target.append(pack_record(disk, ids, content, before.interval_id)[0])
         target.sync()
+    except BaseException:
+        target.cut_back()
+        raise
     finally:
         target.close()

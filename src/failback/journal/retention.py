@@ -24,7 +24,7 @@ def to_drop(points: Sequence[RecoveryPoint], newest_wall_ns: int, history_minute
     if len(living) < 2:
         return []
     dropped: list[PointId] = []
-    kept_slot = newest_slot = None
+    kept_slot: int | None = None
     for point in reversed(living[:-1]):
         age_ns = newest_wall_ns - point.wall_ns
         if age_ns > history_minutes * MINUTE_NS:
@@ -32,8 +32,8 @@ def to_drop(points: Sequence[RecoveryPoint], newest_wall_ns: int, history_minute
             continue
         if age_ns <= FULL_DETAIL_NS or point.kind is not PointKind.CRASH_CONSISTENT:
             continue
-        newest_slot = point.wall_ns // SLOT_NS
-        if newest_slot == kept_slot:
+        slot = point.wall_ns // SLOT_NS
+        if slot == kept_slot:
             dropped.append(point.point_id)
-        kept_slot = newest_slot
+        kept_slot = slot
     return dropped[::-1]

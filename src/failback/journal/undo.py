@@ -70,14 +70,18 @@ class UndoRecord:
     header: layout.UndoRecordHeader
     runs: Runs
 
-    def load(self) -> memoryview:
-        """The DATA runs' content. Raises IntegrityError."""
+    def verify(self) -> memoryview:
+        """The stored content, its checksum proven. Raises IntegrityError."""
         with self.path.open("rb") as stream:
             stream.seek(self.offset + layout.UNDO_RECORD_BYTES)
             body = stream.read(self.header.body_bytes)
         if len(body) != self.header.body_bytes or layout.body_checksum(body) != self.header.body_checksum:
             raise IntegrityError(f"{self.path}: the record at {self.offset} is damaged", code="UndoDamaged")
-        stored = memoryview(body)[self.header.runs * layout.RUN_BYTES :]
+        return memoryview(body)[self.header.runs * layout.RUN_BYTES :]
+
+    def load(self) -> memoryview:
+        """The DATA runs' content. Raises IntegrityError."""
+        stored = self.verify()
         if self.header.codec is UndoCodec.RAW:
             return stored
         return memoryview(zstandard.ZstdDecompressor().decompress(stored, max_output_size=self.header.raw_bytes))
@@ -159,7 +163,7 @@ class UndoFile:
         good = layout.FILE_HEADER_BYTES
         for record in read_records(self.path):
             try:
-                record.load()
+                record.verify()
             except IntegrityError:
                 break
             self.saved.add_runs(record.runs)

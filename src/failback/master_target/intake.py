@@ -15,6 +15,7 @@ from failback.errors import (
     AuthenticationError,
     ConflictError,
     FailbackError,
+    OutOfSpaceError,
     PeerError,
     PreconditionError,
     StaleEpochError,
@@ -40,7 +41,8 @@ class Intake:
 
     def __init__(self, replicas: Replicas) -> None:
         self._replicas = replicas
-        self._links: dict[MachineId, Link] = {}
+        self._links: dict[MachineId, tuple[Link, int]] = {}
+        """The living link of a machine and its epoch."""
         self._landing: dict[MachineId, asyncio.Lock] = {}
 
     async def accept(self, link: Link, hello: Hello) -> None:
@@ -54,7 +56,7 @@ class Intake:
             journal = replica.journal
             await asyncio.to_thread(journal.begin_epoch, hello.epoch)
             await link.send(_welcome(journal, hello))
-            self._links[machine_id] = link
+            self._links[machine_id] = (link, hello.epoch)
             loop = asyncio.get_running_loop()
             replica.on_reply = lambda reply: _reply_from_thread(loop, link, reply)
             for reply in await asyncio.to_thread(journal.replies):
@@ -64,16 +66,18 @@ class Intake:
                 await self._land(replica, link)
             except StorageError as error:
                 replica.landing_problem = error.message
+                if isinstance(error, OutOfSpaceError):
+                    await asyncio.to_thread(journal.relieve)
                 raise
             finally:
-                if self._links.get(machine_id) is link:
+                if self._links.get(machine_id, (None, 0))[0] is link:
                     del self._links[machine_id]
 
     def drop(self, machine_id: MachineId, reason: FailbackError) -> None:
         """End the machine's link, if there is one."""
-        link = self._links.pop(machine_id, None)
-        if link is not None:
-            link.refuse(reason)
+        known = self._links.pop(machine_id, None)
+        if known is not None:
+            known[0].refuse(reason)
 
     async def quiet(self, machine_id: MachineId) -> None:
         """Wait until nothing of the machine is being journaled."""
@@ -82,10 +86,9 @@ class Intake:
 
     def drop_unassigned(self) -> None:
         """After an assignment changed: links that it does not name any more end."""
-        for machine_id, link in list(self._links.items()):
+        for machine_id, (link, epoch) in list(self._links.items()):
             entry = self._replicas.assigned(machine_id)
-            journal_epoch = self._replicas.find(machine_id).journal.epoch
-            if entry is None or entry.process_server_id != link.peer.component_id or entry.epoch != journal_epoch:
+            if entry is None or entry.process_server_id != link.peer.component_id or entry.epoch != epoch:
                 self.drop(machine_id, StaleEpochError("the assignment of this machine changed", retryable=True))
 
     def _check_peer(self, link: Link, hello: Hello) -> None:

@@ -7,6 +7,7 @@ and goes on while the configuration server is away. A kill at any moment loses n
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from failback.errors import ConfigurationError
@@ -24,6 +25,9 @@ from failback.transport.link import LinkServer, serve_links
 
 log = logs.get(__name__)
 
+_THREADS = 32
+"""For landing (short) and orders (long), of all machines."""
+
 
 def serve(config_path: Path) -> int:
     """Run until SIGTERM; the exit status."""
@@ -39,6 +43,7 @@ def serve(config_path: Path) -> int:
 
 async def _main(config: MasterTargetConfig, stop: asyncio.Event) -> None:
     config.state_directory.mkdir(parents=True, exist_ok=True)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="work"))
     volumes.warn_of_neighbours(config)
     replicas = Replicas(config)
     await asyncio.to_thread(replicas.restore)  # the fence first, whoever is away

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from failback.block import replica_disk
 from failback.block.device import BlockDevice
-from failback.errors import ConflictError, FailbackError, StorageError
+from failback.errors import ConflictError, FailbackError, OutOfSpaceError, StorageError
 from failback.journal.journal import Journal
 from failback.journal.rollback import Destination, Progress
 from failback.model.components import ReplicaStatus
@@ -30,6 +30,9 @@ _IDLE_SECONDS = 0.25
 _THIN_SECONDS = 60.0
 _RETRY_SECONDS = 2.0
 _STATUS_SECONDS = 1.0
+
+_applying = threading.Semaphore(2)
+"""Replicas that apply at the same time: bounds the memory, whatever the number of machines."""
 
 
 class Replica:
@@ -164,7 +167,8 @@ class Replica:
         seen = self.journal.news
         while not self._stopping.is_set():
             try:
-                progressed = self.journal.apply_step()
+                with _applying:
+                    progressed = self.journal.apply_step()
                 self._problem = ""
                 now = time.monotonic()
                 if now - thinned_at > _THIN_SECONDS:
@@ -193,6 +197,8 @@ class Replica:
                 "applying stands still", machine=self.journal.machine_id, code=code, reason=sentence, remedy=remedy
             )
         self._problem = sentence
+        if isinstance(error, OutOfSpaceError):
+            self.journal.relieve()
         self.refresh_status()
 
     @property
