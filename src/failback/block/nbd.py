@@ -17,8 +17,8 @@ from failback.errors import StorageError
 _OPTION_MAGIC = b"IHAVEOPT"
 _OPTION_GO = 7
 _REPLY_ACK, _REPLY_INFO = 1, 3
-_READ, _WRITE, _FLUSH, _TRIM, _WRITE_ZEROES = 0, 1, 3, 4, 6
-_HAS_TRIM, _HAS_WRITE_ZEROES = 1 << 5, 1 << 6
+_READ, _WRITE, _FLUSH, _WRITE_ZEROES = 0, 1, 3, 6
+_HAS_WRITE_ZEROES = 1 << 6
 _REQUEST = struct.Struct(">IHHQQI")
 _REPLY = struct.Struct(">IIQ")
 _REQUEST_MAGIC, _REPLY_MAGIC = 0x25609513, 0x67446698
@@ -91,9 +91,8 @@ class NbdDevice:
             self.write(start, memoryview(zeroes)[: min(len(zeroes), offset + length - start)])
 
     def discard(self, offset: int, length: int) -> None:
-        check_range(self._size_bytes, offset, length, self._name)
-        if self._flags & _HAS_TRIM:
-            self._ranged(_TRIM, offset, length)
+        """Zeroes, as BLKZEROOUT on a block device: a trim leaves the old content in parts of a cluster (D17)."""
+        self.zero(offset, length)
 
     def _ranged(self, command: int, offset: int, length: int) -> None:
         for start in range(offset, offset + length, _MAXIMUM_ZERO_BYTES):
