@@ -74,9 +74,9 @@ def demo(
     keep: Annotated[bool, typer.Option(help="Leave the lab running afterwards.")] = False,
 ) -> None:
     """Tell the main story and check it: a machine that failed over comes home with nothing lost."""
-    from failback.lab import demo as story
+    from failback.lab.demo import run
 
-    raise typer.Exit(story.run(Layout(directory, cache), report, keep=keep))
+    raise typer.Exit(run(Layout(directory, cache), report, keep=keep))
 
 
 def _say(sentence: str) -> None:

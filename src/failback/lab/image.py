@@ -81,10 +81,14 @@ def put_files(disk: Path, files: dict[str, tuple[bytes, int]], scratch: Path) ->
     """Write files (path in the guest -> content, mode) into an unmounted ext4 image, without mounting it."""
     scratch.mkdir(parents=True, exist_ok=True)
     commands: list[str] = []
+    known: set[str] = set()
     for number, (path, (content, mode)) in enumerate(files.items()):
         source = scratch / f"put-{number}"
         source.write_bytes(content)
-        commands += [f"mkdir {parent}" for parent in reversed(Path(path).parents[:-1])]
+        for parent in map(str, reversed(Path(path).parents[:-1])):
+            if parent not in known and not _exists(disk, parent):
+                commands.append(f"mkdir {parent}")
+            known.add(parent)
         commands += [f"rm {path}", f"write {source} {path}", f"set_inode_field {path} mode 0100{mode:o}"]
     _run(["debugfs", "-w", "-f", "-", str(disk)], text="\n".join(commands) + "\n")
     for number, (path, (content, _mode)) in enumerate(files.items()):
@@ -104,6 +108,14 @@ def read_file(disk: Path, path: str, scratch: Path) -> bytes | None:
     content = scratch.read_bytes()
     scratch.unlink()
     return content
+
+
+def _exists(disk: Path, path: str) -> bool:
+    """debugfs makes a directory that is there already a second time, unlinked: so it has to be asked first."""
+    done = subprocess.run(
+        ["debugfs", "-R", f"stat {path}", str(disk)], capture_output=True, text=True, timeout=60, check=False
+    )
+    return "Inode:" in done.stdout
 
 
 def make_ext4(disk: Path, label: str, size_bytes: int, content: Path) -> None:
