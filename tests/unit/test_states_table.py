@@ -118,4 +118,11 @@ def test_a_machine_that_is_home_is_not_reprotected_to_the_cloud_yet() -> None:
 @pytest.mark.parametrize("state", list(State))
 @pytest.mark.parametrize("direction", list(Direction))
 def test_the_direction_follows_from_the_live_side(state: State, direction: Direction) -> None:
-    assert direction_of(state, live_side(state, direction)) is direction
+    expected = Direction.TO_ON_PREMISES if state is State.COMMIT_PENDING else direction
+    assert direction_of(state, live_side(state, direction)) is expected
+
+
+@pytest.mark.parametrize("live", list(Side))
+def test_a_failover_home_is_shown_at_home_whoever_was_heard_from(live: Side) -> None:
+    state = State.COMMIT_PENDING
+    assert running_side(state, direction_of(state, live)) is Side.ON_PREMISES

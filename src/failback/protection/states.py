@@ -10,7 +10,7 @@ way out. ``protectionState`` on the wire is the state's value (asr.md section 5.
 
 ``reprotect-started`` turns the direction; ``reprotect-abandoned`` turns it back. An imported item begins COMMITTED with
 direction TO_CLOUD: it failed over and runs in the cloud. A machine runs at the target after a failover, else at the
-source; the side that may *speak* for it (``items.live_side``) moves only with the commit. A source that was lost
+source; the side that may *speak* for it (``items.live_side``) follows once it is heard from. A source that was lost
 during the first synchronisation leaves the points before it, so REPLICATING may fail over too, when asked for by name.
 ``protection-disabled`` leaves every state but COMMIT_PENDING, where a disposable layer still has to be merged or
 dropped. In-progress phases are not states: they are the item's running job.
@@ -118,12 +118,22 @@ def running_side(state: State, direction: Direction) -> Side:
 
 
 def live_side(state: State, direction: Direction) -> Side:
-    """The side that may speak for the machine (D2): it changes with the commit, not with the failover."""
+    """The side that may speak for the machine (D2) in a state that lasts.
+
+    It changes with the commit at the latest; while a failover waits for that, it is the target as soon as its agent is
+    heard from.
+    """
     return direction.target if state is State.COMMITTED else direction.source
 
 
 def direction_of(state: State, live: Side) -> Direction:
-    """The direction in which an item stands, from its live side (the inverse of :func:`live_side`)."""
+    """The direction in which an item stands, from its live side.
+
+    While a failover waits for its commit, the live side moves when the target's agent is first heard from, so it tells
+    nothing; only failovers to on premises are served, so that is the direction then.
+    """
+    if state is State.COMMIT_PENDING:
+        return Direction.TO_ON_PREMISES
     source = live.other if state is State.COMMITTED else live
     return Direction.TO_CLOUD if source is Side.ON_PREMISES else Direction.TO_ON_PREMISES
 

@@ -19,7 +19,7 @@ from failback.configuration_server.api.services import Services
 from failback.configuration_server.database.jobs import JobRow
 from failback.errors import ConflictError, FailbackError, NotFoundError, from_dict
 
-RETRY_AFTER_SECONDS = 2
+RETRY_AFTER_SECONDS = 1
 STATUSES = {
     "Succeeded": "Succeeded",
     "CompletedWithInformation": "Succeeded",
