@@ -50,7 +50,7 @@ WORKFLOWS: dict[str, tuple[list[Job], Job, list[str]]] = {
             *around("GetSwitchProtectionRequirementsTask", "AttachReplicaDisks"),
             *("job.EnableDr.before", "job.EnableDr.epoch", "job.EnableDr.after", "job.EnableDr.recorded"),
             "job.finish.after",
-            *around("IrCompletionTask"),
+            *around("ResumeReplicaTask", "IrCompletionTask"),
         ],
     ),
     "failback": (
@@ -106,7 +106,7 @@ class Driver:
         """Wait status of the run (9: killed) and its outcome."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        wanted = {"directory": str(directory), "scenario": job[0], "inputs": job[1], "key": key, "seconds": 30,
+        wanted = {"directory": str(directory), "scenario": job[0], "inputs": job[1], "key": key, "seconds": 120,
                   "faults": f"{fault}=kill@1" if fault else ""}  # fmt: skip
         self._process.stdin.write(json.dumps(wanted) + "\n")
         self._process.stdin.flush()
@@ -190,14 +190,14 @@ def test_killed_at_the_power_off_and_back_after_the_lease_the_source_goes_on(tmp
     driver = Driver()
     try:
         Beginnings(driver, tmp_path).copy_to(tmp_path / "site", [REPROTECT])
-        job = ("UnplannedFailover", {**FAILOVER_INPUTS, "lease_seconds": 3.0})
+        job = ("UnplannedFailover", {**FAILOVER_INPUTS, "lease_seconds": 10.0})
         status, _ = driver.run(tmp_path / "site", job, "tested", "job.VmShutdownVmOnPrimary.after")
         assert os.WIFSIGNALED(status)
         assert json.loads((tmp_path / "site" / "sites.json").read_text())["power"] == {
             "cloud-vm": "Off",
             "home-vm": "Off",
         }
-        time.sleep(3)
+        time.sleep(10)
         for point in (
             "job.undo.before",
             "job.VmShutdownVmOnPrimary.cancelled",
@@ -210,7 +210,8 @@ def test_killed_at_the_power_off_and_back_after_the_lease_the_source_goes_on(tmp
     finally:
         driver.close()
     assert seen["world"]["power"] == {"cloud-vm": "On", "home-vm": "Off"}
-    assert seen["world"]["log"][-4:] == ["cloud-vm off", "replica attached", "cloud-vm on", "pass begun"]
+    assert seen["world"]["log"][-4:-2] == ["cloud-vm off", "cloud-vm on"]
+    assert set(seen["world"]["log"][-2:]) == {"pass begun", "replica attached"}
     assert "home-vm on" not in seen["world"]["log"]
     assert [(name, state, errors) for name, state, _, errors in seen["jobs"]][-2:] == [
         ("UnplannedFailover", "Failed", ["FreezeLeaseLost"]),

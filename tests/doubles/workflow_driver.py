@@ -32,8 +32,8 @@ from failback.protection.readiness import Check
 from failback.runtime import faults
 
 QUICK = Timing(
-    agent_seconds=15, order_seconds=15, prepare_seconds=15, fabric_seconds=5, power_seconds=1.5, twin_seconds=15,
-    stall_seconds=15, point_seconds=15, lease_seconds=60, heard_seconds=5,
+    agent_seconds=60, order_seconds=60, prepare_seconds=60, fabric_seconds=20, power_seconds=5, twin_seconds=60,
+    stall_seconds=60, point_seconds=60, lease_seconds=120, heard_seconds=20,
 )  # fmt: skip
 
 

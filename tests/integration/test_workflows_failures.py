@@ -26,13 +26,13 @@ FAILOVER = {"selector": "latest", "value": "", "shut_down_source": True}
 
 @pytest.fixture
 async def run(tmp_path: Path) -> AsyncIterator[Running]:
-    async with running(tmp_path, dataclasses.replace(QUICK, twin_seconds=1.0)) as made:
+    async with running(tmp_path, dataclasses.replace(QUICK, twin_seconds=4.0)) as made:
         yield made
 
 
 async def done(run: Running, scenario: str, inputs: dict[str, Any] | None = None) -> JobRow:
     job_id = await run.engine.start(scenario, ITEM, inputs or {}, f"{scenario} {asyncio.get_running_loop().time()}")
-    await finished(run, job_id, 30)
+    await finished(run, job_id, 120)
     return job(run, job_id)
 
 
@@ -47,7 +47,7 @@ def state(run: Running) -> str:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.02)
 
@@ -66,7 +66,7 @@ async def test_reprotect_asks_for_a_running_machine_and_goes_on_when_restarted(r
     with run.sites.change() as world:
         world["power"][CLOUD] = "On"
     await run.engine.restart(failed.job_id)
-    assert await finished(run, failed.job_id, 30) == "Succeeded"
+    assert await finished(run, failed.job_id, 120) == "Succeeded"
     assert state(run) == "Protected"
 
 
@@ -90,7 +90,7 @@ async def test_a_cancelled_reprotect_puts_the_disks_back(run: Running) -> None:
     with pytest.raises(ConflictError, match=job_id):
         await run.engine.start("DisableDr", ITEM, {}, "b")
     await run.engine.cancel(job_id)
-    assert await finished(run, job_id, 30) == "Cancelled"
+    assert await finished(run, job_id, 120) == "Cancelled"
     seen = outcome(run.database, run.sites)
     assert seen["item"]["protection_state"] == "UnplannedFailoverCommitted"
     assert (seen["item"]["replicating"], seen["item"]["job"]) == (False, None)
@@ -98,7 +98,9 @@ async def test_a_cancelled_reprotect_puts_the_disks_back(run: Running) -> None:
     assert seen["world"]["log"] == ["replica attached", "replica rolled-back", "replica none"]
     assert run.sites.read()["chosen"] == "before"
     run.sites.knob("no capture", False)
-    await protected(run)
+    await run.engine.restart(job_id)
+    assert await finished(run, job_id, 120) == "Succeeded"
+    assert state(run) == "Protected"
 
 
 def store_task(run: Running, job_id: str, name: str) -> Any:
@@ -106,7 +108,7 @@ def store_task(run: Running, job_id: str, name: str) -> Any:
 
 
 async def test_a_stalled_synchronisation_fails_and_is_restarted(tmp_path: Path) -> None:
-    async with running(tmp_path, dataclasses.replace(QUICK, stall_seconds=0.5)) as run:
+    async with running(tmp_path, dataclasses.replace(QUICK, stall_seconds=3.0)) as run:
         run.sites.knob("no sync", True)
         await done(run, "SwitchReplicationGroupProtection", REPROTECT_INPUTS)
         with run.database.read() as session:
@@ -115,7 +117,7 @@ async def test_a_stalled_synchronisation_fails_and_is_restarted(tmp_path: Path) 
         assert state(run) == "UnprotectedStatesBegin"
         run.sites.knob("no sync", False)
         await run.engine.restart(completion.job_id)
-        assert await finished(run, completion.job_id, 30) == "Succeeded"
+        assert await finished(run, completion.job_id, 120) == "Succeeded"
         assert state(run) == "Protected"
         assert (store_task(run, completion.job_id, "IrCompletionTask").bytes_total) == 200
 
@@ -123,16 +125,17 @@ async def test_a_stalled_synchronisation_fails_and_is_restarted(tmp_path: Path) 
 async def test_a_power_off_that_is_not_confirmed_in_the_lease_starts_nothing(run: Running) -> None:
     await protected(run)
     run.sites.knob(f"no stop {CLOUD}", True)
-    failed = await done(run, "UnplannedFailover", {**FAILOVER, "lease_seconds": 1.5})
+    failed = await done(run, "UnplannedFailover", {**FAILOVER, "lease_seconds": 6.0})
     assert (failed.state, failed.errors[0].code, failed.errors[0].retryable) == ("Failed", "FreezeLeaseLost", True)
     seen = outcome(run.database, run.sites)
     assert seen["world"]["power"] == {CLOUD: "On", HOME: "Off"}
     assert "home-vm on" not in seen["world"]["log"]
-    assert seen["world"]["log"][-4:] == ["replica rolled-back", "thawed", "replica attached", "pass begun"]
+    assert seen["world"]["log"][-4:-2] == ["replica rolled-back", "thawed"]
+    assert set(seen["world"]["log"][-2:]) == {"pass begun", "replica attached"}
     assert state(run) == "Protected"  # the comparison that followed is over
     run.sites.knob(f"no stop {CLOUD}", False)
     await run.engine.restart(failed.job_id)
-    assert await finished(run, failed.job_id, 30) == "Succeeded"
+    assert await finished(run, failed.job_id, 120) == "Succeeded"
     assert outcome(run.database, run.sites)["world"]["power"] == {CLOUD: "Off", HOME: "On"}
     assert job(run, failed.job_id).attempt == 2
 
@@ -140,8 +143,8 @@ async def test_a_power_off_that_is_not_confirmed_in_the_lease_starts_nothing(run
 async def test_a_point_that_takes_longer_than_the_lease_thaws_the_source(run: Running) -> None:
     await protected(run)
     run.sites.knob("ignored orders", ["prepare-point"])
-    failed = await done(run, "UnplannedFailover", {**FAILOVER, "lease_seconds": 1.0})
-    assert failed.state == "Failed"
+    failed = await done(run, "UnplannedFailover", {**FAILOVER, "lease_seconds": 4.0})
+    assert (failed.state, failed.errors[0].code) == ("Failed", "FreezeLeaseLost")
     seen = outcome(run.database, run.sites)
     assert seen["world"]["power"] == {CLOUD: "On", HOME: "Off"}
     assert "thawed" in seen["world"]["log"]
@@ -166,7 +169,7 @@ async def test_a_failed_start_is_restarted_or_cancelled(run: Running) -> None:
     assert (failed.state, failed.errors[0].code) == ("Failed", "8038")
     assert state(run) == "UnplannedFailoverCommitPendingStatesBegin"
     await run.engine.restart(failed.job_id)
-    assert await finished(run, failed.job_id, 30) == "Failed"
+    assert await finished(run, failed.job_id, 120) == "Failed"
     assert (await done(run, "CancelFailover")).state == "Succeeded"
     seen = outcome(run.database, run.sites)
     assert seen["world"]["power"] == {CLOUD: "On", HOME: "Off"}
@@ -182,7 +185,7 @@ async def test_a_silent_twin_fails_the_job_and_may_be_committed(run: Running) ->
     assert (failed.state, failed.errors[0].code) == ("Failed", "95226")
     run.sites.knob(f"silent {HOME}", False)
     await run.engine.restart(failed.job_id)
-    assert await finished(run, failed.job_id, 30) == "Succeeded"
+    assert await finished(run, failed.job_id, 120) == "Succeeded"
     assert (await done(run, "CommitFailover")).state == "Succeeded"
     seen = outcome(run.database, run.sites)
     assert (state(run), seen["item"]["live_side"]) == ("UnplannedFailoverCommitted", "onprem")
@@ -200,16 +203,11 @@ async def test_a_failback_cancelled_while_it_waits_goes_back_to_the_cloud(tmp_pa
             )
         )
         await run.engine.cancel(job_id)
-        assert await finished(run, job_id, 30) == "Cancelled"
+        assert await finished(run, job_id, 120) == "Cancelled"
         seen = outcome(run.database, run.sites)
         assert seen["world"]["power"] == {CLOUD: "On", HOME: "Off"}
-        assert seen["world"]["log"][-5:] == [
-            "home-vm off",
-            "layer discarded",
-            "replica attached",
-            "cloud-vm on",
-            "pass begun",
-        ]
+        assert seen["world"]["log"][-5:-2] == ["home-vm off", "layer discarded", "cloud-vm on"]
+        assert set(seen["world"]["log"][-2:]) == {"pass begun", "replica attached"}
         assert (state(run), seen["item"]["live_side"], seen["world"]["violations"]) == ("Protected", "cloud", [])
 
 
@@ -223,12 +221,12 @@ async def test_commit_is_refused_while_the_source_runs_and_completes_once_begun(
     assert (cancelled.state, cancelled.errors[0].code) == ("Failed", "CommitBegun")
     run.sites.knob("fail commit-point", False)
     await run.engine.restart(failed.job_id)
-    assert await finished(run, failed.job_id, 30) == "Succeeded"
+    assert await finished(run, failed.job_id, 120) == "Succeeded"
     assert outcome(run.database, run.sites)["world"]["log"][-2:] == ["replica committed", "layer merged"]
 
 
 async def test_a_lost_source_is_failed_over_to_the_point_before_the_pass(tmp_path: Path) -> None:
-    async with running(tmp_path, dataclasses.replace(QUICK, stall_seconds=0.5)) as run:
+    async with running(tmp_path, dataclasses.replace(QUICK, stall_seconds=3.0)) as run:
         run.sites.knob("no sync", True)
         await done(run, "SwitchReplicationGroupProtection", REPROTECT_INPUTS)
         with run.sites.change() as world:
@@ -245,3 +243,34 @@ async def test_without_a_shutdown_the_source_has_to_be_off(run: Running) -> None
     failed = await done(run, "UnplannedFailover", {**FAILOVER, "shut_down_source": False})
     assert (failed.state, failed.errors[0].code) == ("Failed", "SourceNotOff")
     assert outcome(run.database, run.sites)["world"]["log"] == ["replica attached", "pass begun"]
+
+
+async def test_a_cancelled_completion_replicates_on_and_is_restarted(run: Running) -> None:
+    run.sites.knob("no sync", True)
+    job_id = await run.engine.start("SwitchReplicationGroupProtection", ITEM, REPROTECT_INPUTS, "a")
+    assert await run.engine.wait(job_id, 10) == "Succeeded"
+    with run.database.read() as session:
+        completion = next(row.job_id for row in session.query(JobRow) if row.scenario == "IrCompletion")
+    await run.engine.cancel(completion)
+    assert await finished(run, completion, 120) == "Cancelled"
+    run.sites.knob("no sync", False)
+    await run.engine.restart(completion)
+    assert await finished(run, completion, 120) == "Succeeded"
+    assert state(run) == "Protected"
+
+
+async def test_a_dead_master_target_does_not_keep_the_machine_from_going_back(tmp_path: Path) -> None:
+    async with running(tmp_path, dataclasses.replace(QUICK, resume_seconds=0.5, prepare_seconds=1.0)) as run:
+        await protected(run)
+        assert (await done(run, "UnplannedFailover", FAILOVER)).state == "Succeeded"
+        run.sites.knob("ignored orders", ["resume-replica"])
+        assert (await done(run, "CancelFailover")).state == "Succeeded"
+        seen = outcome(run.database, run.sites)
+        assert seen["world"]["power"] == {CLOUD: "On", HOME: "Off"}
+        assert seen["jobs"][-1][1] == "Failed"
+        with run.database.read() as session:
+            completion = session.query(JobRow).order_by(JobRow.created_wall_ns.desc()).first()
+        run.sites.knob("ignored orders", [])
+        await run.engine.restart(completion.job_id)
+        assert await finished(run, completion.job_id, 120) == "Succeeded"
+        assert (state(run), run.sites.read()["replica"]) == ("Protected", "attached")

@@ -108,13 +108,14 @@ class JobEngine:
         await self._database.run(ask)
 
     async def restart(self, job_id: str) -> None:
-        """Run a failed job again from its failed task on; earlier results stay."""
+        """Run a failed job again from its failed task on; earlier results stay. A cancelled job goes on where it stopped,
+        or from its beginning when the cancel undid what it had done."""
 
         def again(session: Session) -> JobRow:
             row = store.job(session, job_id)
-            if row.state != words.FAILED:
+            if row.state not in (words.FAILED, words.CANCELLED):
                 raise ConflictError(
-                    f"the job {row.friendly_name} is {row.state}: only a failed job can be restarted",
+                    f"the job {row.friendly_name} is {row.state}: only a failed or cancelled job can be restarted",
                     code="JobNotFailed",
                     remedy=f"failback job show {job_id}",
                 )

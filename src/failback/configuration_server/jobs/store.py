@@ -211,10 +211,14 @@ def _event(  # noqa: PLR0917
 
 
 def reopen(session: Session, row: JobRow, scenario: Scenario) -> None:
-    """Prepare a failed job for its next attempt: from its failed task, or from where that task says."""
+    """Prepare a failed job for its next attempt: from its failed task, or from where that task says; all of it after an
+    undone cancel."""
     leaves = [leaf.name for leaf in scenario.leaves()]
     stopped = next((name for name in leaves if task(row, name).state not in (words.SUCCEEDED, words.OTHER)), None)
-    again = set(scenario.restarted(stopped)) if stopped else set()
+    if row.state == words.CANCELLED and scenario.undo is not None:
+        again = set(leaves)
+    else:
+        again = set(scenario.restarted(stopped)) if stopped else set()
     for each in row.tasks:
         children = {child.name for child in row.tasks if child.parent_name == each.name}
         if each.name in again or children & again:

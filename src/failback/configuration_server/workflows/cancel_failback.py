@@ -1,7 +1,8 @@
 """Cancel of a failback: the machine goes back to the cloud, exactly as it was at its last mark (D21).
 
-What was written on premises since is thrown away with the layer. The on-premises disks become a replica again, under a new
-epoch and with a comparison of all disks, before the cloud machine is started, so that no write of it can be missed.
+What was written on premises since is thrown away with the layer. The on-premises disks become a replica again (and so cannot be
+started, D22), under a new epoch and with a comparison of all disks, before the cloud machine is started. A master target
+that is away holds this up for a moment only: the machine matters more, and the job that follows asks it again.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from failback.configuration_server.workflows import pieces
 from failback.configuration_server.workflows.commit import COMMITTING
 from failback.configuration_server.workflows.finalize import IR_COMPLETION
 from failback.configuration_server.workflows.world import World
-from failback.errors import ConflictError
+from failback.errors import ConflictError, FailbackError, StaleEpochError
 from failback.protection.operations import Operation
+from failback.runtime import logs
 
 CANCEL_FAILOVER = "CancelFailover"
+
+log = logs.get(__name__)
 
 
 def scenario(world: World) -> Scenario:
@@ -34,7 +38,7 @@ def scenario(world: World) -> Scenario:
             task("VmResumeReplication", "Make the on-premises disks a replica again", resume),
             task("VmStartVmOnPrimary", "Start the cloud virtual machine", start),
         ),
-        follow_up=FollowUp(IR_COMPLETION, {}),
+        follow_up=FollowUp(IR_COMPLETION, {"resume": True}),
     )
 
 
@@ -60,7 +64,14 @@ async def drop(world: World, context: StepContext) -> None:
 
 
 async def resume(world: World, context: StepContext) -> None:
-    await pieces.take_replica_again(world, context)
+    """A new epoch, and the disks in the master target's hands if it answers soon."""
+    await pieces.replicate_again(world, context)
+    try:
+        await pieces.resume_replica(world, context, world.timing.resume_seconds)
+    except FailbackError as error:
+        if isinstance(error, StaleEpochError):
+            raise
+        log.warning("the master target does not take the disks yet; it will be asked again", reason=error.message)
 
 
 async def start(world: World, context: StepContext) -> None:

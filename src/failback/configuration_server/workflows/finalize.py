@@ -11,21 +11,36 @@ from typing import Any
 
 from failback.configuration_server.database.items import ItemRow
 from failback.configuration_server.jobs.context import StepContext
-from failback.configuration_server.jobs.scenario import Scenario, Task
+from failback.configuration_server.jobs.scenario import Scenario, Skipped, Task
 from failback.configuration_server.workflows import pieces
+from failback.configuration_server.workflows.inputs import CompletionInputs
 from failback.configuration_server.workflows.world import World
 from failback.errors import ConflictError, PeerError
 from failback.model.components import MobilityStatus, ReplicaStatus
 from failback.model.ids import PassId
 from failback.protection import failback_rules as rules
 from failback.protection.states import Event, State
+from failback.runtime import records
 
 IR_COMPLETION = "IrCompletion"
 
 
 def scenario(world: World) -> Scenario:
-    task = Task("IrCompletionTask", "Finalizing protection on the virtual machine", partial(complete, world))
-    return Scenario(IR_COMPLETION, "Finalize protection", (task,))
+    return Scenario(
+        IR_COMPLETION,
+        "Finalize protection",
+        (
+            Task("ResumeReplicaTask", "Making the on-premises disks a replica again", partial(resume, world)),
+            Task("IrCompletionTask", "Finalizing protection on the virtual machine", partial(complete, world)),
+        ),
+    )
+
+
+async def resume(world: World, context: StepContext) -> None:
+    """After a failover that was given up the master target may still hold the disks at a point, or have let them go."""
+    if not records.decode(context.inputs, CompletionInputs, "inputs of the completion").resume:
+        raise Skipped("the disks are a replica already")
+    await pieces.resume_replica(world, context, world.timing.prepare_seconds)
 
 
 async def complete(world: World, context: StepContext) -> dict[str, Any]:

@@ -30,3 +30,10 @@ class FailoverInputs:
 
     def choice(self) -> PointChoice:
         return PointChoice(self.selector, self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionInputs:
+    """``resume``: the disks were rolled back or released and have to become a replica again first."""
+
+    resume: bool = False

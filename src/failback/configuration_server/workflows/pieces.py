@@ -192,16 +192,20 @@ async def drop_target(world: World, context: StepContext) -> None:
         await world.call("discarding the layer", lambda: fabric.discard(item.on_premises_fabric_id, key))
 
 
-async def resume_replica(world: World, context: StepContext) -> None:
-    """The master target takes the disks again and rolls them forward to what has landed."""
+async def resume_replica(world: World, context: StepContext, seconds: float) -> None:
+    """The master target takes the disks again and rolls them forward to what has landed. May be repeated."""
     sentence = "waiting for the master target to take the disks as a replica again"
-    work = replica_work(await context.item(), orders.RESUME_REPLICA, world.timing.prepare_seconds, sentence)
-    await carry_out_plainly(world, context, work)
+    await carry_out_plainly(
+        world, context, replica_work(await context.item(), orders.RESUME_REPLICA, seconds, sentence)
+    )
 
 
-async def take_replica_again(world: World, context: StepContext) -> None:
-    """Make the on-premises disks a replica again, with a new epoch and a comparison of all disks."""
-    await resume_replica(world, context)
+async def replicate_again(world: World, context: StepContext) -> None:
+    """Let the source's stream flow again under a new epoch, with a comparison of all disks; the failover is forgotten.
+
+    The master target need not be there: what lands while its disks are rolled back is applied once they are resumed, which the
+    job that follows (``IrCompletion`` with ``resume``) asks for until it is done.
+    """
 
     def clear(session: Session) -> bool:
         row = items.get(session, context.item_id)

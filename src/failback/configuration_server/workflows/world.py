@@ -29,6 +29,7 @@ Preflight = Callable[[str, ReprotectInputs, str], Awaitable[Sequence[Check]]]
 """``preflight(item_id, inputs, own_job_id)``: gather the facts and evaluate the readiness checks."""
 
 SLICE_SECONDS = 1.0
+ORDER_TIMED_OUT = "OrderTimedOut"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,8 @@ class Timing:
     """For an order that moves no data."""
     prepare_seconds: float = 3600.0
     """For preparing a point when no lease runs (the source is off already)."""
+    resume_seconds: float = 60.0
+    """For a master target to take released disks again before the source is started without it."""
     fabric_seconds: float = 120.0
     merge_seconds: float = 6 * 3600.0
     power_seconds: float = 120.0
@@ -154,7 +157,7 @@ async def _await_slice(world: World, order_id: OrderId, seconds: float) -> Order
 def _late(work: Work) -> PeerError:
     return PeerError(
         f"{work.sentence}: no result within {work.seconds:.0f} s",
-        code="OrderTimedOut",
+        code=ORDER_TIMED_OUT,
         possible_causes="the component is away, overloaded or cannot reach the configuration server",
         remedy="check the component's service and its log, then restart the job",
     )
