@@ -188,14 +188,7 @@ def load(point: Path, seconds: float) -> subprocess.Popen[bytes]:
     """A mixed write load on a file system, ending by itself."""
     return subprocess.Popen(
         ["fio", "--name=load", f"--directory={point}", "--rw=randwrite", "--size=24m", "--bsrange=4k-64k", "--ioengine=psync",
-         "--fsync=16", "--numjobs=2", "--time_based", f"--runtime={seconds}", "--rate=20m", "--output=/dev/null",
+         "--fsync=16", "--numjobs=2", "--thread", "--time_based", f"--runtime={seconds}", "--rate=20m", "--output=/dev/null",
          "--randrepeat=0", "--buffer_compress_percentage=50", "--refill_buffers"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-
-
-def end_load(writer: subprocess.Popen[bytes]) -> None:
-    """fio's jobs are processes of their own."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(writer.pid, signal.SIGKILL)
-    writer.wait()

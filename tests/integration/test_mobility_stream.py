@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "doubles"))
-from mobility_world import World, end_load, load, run
+from mobility_world import World, load, run
 
 from failback.model.components import SyncMode
 from failback.model.stream import GapCause, MarkKind
@@ -87,7 +87,8 @@ async def test_application_consistent_mark_is_a_clean_file_system(world: World) 
     assert report["state"] == "succeeded", report
     assert 0 < report["result"]["frozen_milliseconds"] < 5000
     await world.until(lambda: mark_id in world.receiver.snapshots)
-    end_load(writer)
+    writer.kill()
+    await asyncio.to_thread(writer.wait)
     image = world.receiver.snapshots[mark_id][0]
     checked = subprocess.run(["e2fsck", "-fn", str(image)], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout
