@@ -75,6 +75,7 @@ async def test_both_servers_killed_under_load_leave_an_identical_replica(
     await sending
     await eventually(lambda: agent.landed == COUNT, 60)
     assert agent.acks[-1].incarnation == attached.incarnation
+    assert agent.forgotten == 0
     assert not [error for error in agent.refusals if not error.retryable]
     await eventually(lambda: target.replica().get("applied_sequence") == COUNT, 60)
     assert target.images(fenced=True) == driver.Model(SEED, driver.initial(SEED)).advance(COUNT)

@@ -26,10 +26,10 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     await built.close()
 
 
-async def _send_all(agent: Agent, count: int, payload_bytes: int = SMALL) -> None:
+async def _send_all(agent: Agent, count: int, payload_bytes: int = SMALL, pause_seconds: float = 0.003) -> None:
     for sequence in range(1, count + 1):
         await agent.send(make_batch(agent.machine_id, sequence, payload_bytes=payload_bytes))
-        await asyncio.sleep(0.003)  # so that several syncs are needed
+        await asyncio.sleep(pause_seconds)  # so that several syncs are needed
 
 
 async def _check(site: Site, agent: Agent, count: int, payload_bytes: int = SMALL) -> None:
@@ -39,6 +39,7 @@ async def _check(site: Site, agent: Agent, count: int, payload_bytes: int = SMAL
         assert item.decode() == make_batch(agent.machine_id, sequence, payload_bytes=payload_bytes)
     await eventually(lambda: agent.landed == count)
     assert agent.items.held_bytes == 0
+    assert agent.forgotten == 0
 
 
 @pytest.mark.parametrize(
@@ -63,13 +64,11 @@ async def test_killed_at_a_fault_point_it_goes_on_as_if_nothing_happened(site: S
     agent = site.agent()
     sending = asyncio.create_task(_send_all(agent, 90))
     await eventually(lambda: site.killed)
-    acknowledged = agent.spooled
     site.faults = ""
     site.launch()
     await site.listening()
     await sending
     await _check(site, agent, 90)
-    assert acknowledged <= 90
 
 
 async def test_killed_while_a_spool_is_deleted(site: Site) -> None:
@@ -92,22 +91,15 @@ async def test_kills_at_random_moments_under_load_of_several_machines(site: Site
     await site.start()
     agents = [Agent(site, str(uuid.uuid4())) for _ in range(3)]
     site.assign(*((agent.machine_id, 1) for agent in agents))
-    sending = [asyncio.create_task(_send_all(agent, 150, 60_000)) for agent in agents]
-    highest = dict.fromkeys(agents, 0)
-    kills = 0
-    while not all(agent.landed == 150 for agent in agents) and kills < 8:
-        await asyncio.sleep(chance.uniform(0.05, 0.6))
-        for agent in agents:
-            highest[agent] = max(highest[agent], agent.spooled)
+    sending = [asyncio.create_task(_send_all(agent, 150, 60_000, pause_seconds=0.02)) for agent in agents]
+    for _ in range(6):
+        await asyncio.sleep(chance.uniform(0.05, 0.5))
         await site.restart()
-        kills += 1
     for agent, task in zip(agents, sending, strict=True):
         await task
         await _check(site, agent, 150, 60_000)
-        assert highest[agent] <= 150
         hellos = site.target.streams[(agent.machine_id, 1)].hellos
         assert all(later.landed_sequence >= hellos[0].landed_sequence for later in hellos)
-    assert kills >= 3
 
 
 async def test_acknowledged_items_survive_the_loss_of_the_agent_and_a_kill(site: Site) -> None:

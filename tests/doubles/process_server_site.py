@@ -158,6 +158,8 @@ class Agent:
         self.refusals: list[FailbackError] = []
         self._known = ("", 0)
         self.landed = self.spooled = 0
+        self.forgotten = 0
+        """Items that were acknowledged as spooled and not known any more at a later Welcome; has to stay 0."""
         self.identity = site.authority.identity(machine_id, Role.MOBILITY)
         self.items = HeldItems(
             self._hello, on_ack=self._ack, on_digest_reply=self._reply, on_refused=self.refusals.append,
@@ -187,6 +189,7 @@ class Agent:
         return make_hello(self.machine_id, self.epoch, incarnation=self._known[0], landed_sequence=self._known[1])
 
     async def _welcome(self, welcome: Welcome) -> None:
+        self.forgotten = max(self.forgotten, self.spooled - welcome.spooled_sequence)
         self.spooled, self.landed = welcome.spooled_sequence, welcome.landed_sequence
 
     async def _ack(self, ack: Ack) -> None:
