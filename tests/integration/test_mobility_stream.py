@@ -129,6 +129,23 @@ async def test_freeze_lease_holds_the_machine_until_thawed(world: World, tmp_pat
     assert subprocess.run(["e2fsck", "-fn", str(image)], capture_output=True, check=False).returncode == 0
 
 
+async def test_thaw_ends_a_lease_that_is_still_beginning(world: World) -> None:
+    """The last mark cannot land: the thaw must not wait for it, and the order fails."""
+    point = world.mount()
+    world.start()
+    world.plane.assign(world.assignment())
+    await world.synced()
+    world.receiver.land = False
+    mark_id = str(uuid.uuid4())
+    order_id = world.order("freeze-lease", mark_id=mark_id, lease_seconds=60.0)
+    await world.until(lambda: mark_id in world.receiver.snapshots)
+    thawed = await world.result(world.order("thaw"))
+    assert thawed["state"] == "succeeded"
+    report = await world.result(order_id)
+    assert report["state"] == "failed" and report["error"]["code"] == "FreezeLeaseLost"
+    run("dd", "if=/dev/zero", f"of={point}/after", "bs=4k", "count=1", "conv=fsync")
+
+
 async def test_agent_killed_under_a_lease_leaves_the_machine_thawed_and_the_lease_lost(world: World) -> None:
     point = world.mount()
     world.start()

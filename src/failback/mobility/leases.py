@@ -18,8 +18,9 @@ from typing import Any
 from failback.errors import ConflictError, FailbackError, FreezeError
 from failback.mobility.config import MobilityConfig
 from failback.mobility.freeze import FreezePlan, Frozen, freeze, plan_for, run_script, sync_other
+from failback.mobility.marks import Placed
 from failback.mobility.memory import MemoryFile
-from failback.mobility.stream import Placed, Stream
+from failback.mobility.stream import Stream
 from failback.model.components import Order
 from failback.model.orders import AppConsistentMark, FreezeLease, Marked
 from failback.model.stream import MarkKind
@@ -47,6 +48,8 @@ class Leases:
         self._changed = changed
         self._busy = asyncio.Lock()
         self._hold: Frozen | None = None
+        self._beginning: Frozen | None = None
+        self._thaws = 0
         self._after: asyncio.Task[None] | None = None
 
     @property
@@ -83,6 +86,7 @@ class Leases:
                                   possible_causes="the mobility service was restarted under the lease",
                                   remedy="repeat the failback: it gives a new mark", retryable=True)  # fmt: skip
             running = self._running()
+            thaws = self._thaws
             self._memory.update(lease_marks=(*self._memory.value.lease_marks[-15:], arguments.mark_id))
             plan = await asyncio.to_thread(plan_for, running.devices)
             deadline = time.monotonic() + arguments.lease_seconds
@@ -91,10 +95,14 @@ class Leases:
                 await _until_quiet(running.stream, deadline)
                 await asyncio.to_thread(sync_other, plan.not_freezable)
                 hold = await freeze(plan, max(1.0, deadline - time.monotonic()))
+                self._beginning = hold
                 faults.point("mobility.frozen")
                 try:
+                    if self._thaws != thaws:
+                        raise FreezeError("a thaw was ordered meanwhile", code="FreezeLeaseLost", retryable=True)
                     placed = await running.stream.mark(MarkKind.FINAL, arguments.mark_id, hold.check)
                     await running.stream.landed(placed.sequence, hold.check)
+                    hold.check()
                 except BaseException:
                     await hold.thaw()
                     raise
@@ -113,8 +121,10 @@ class Leases:
 
     async def end(self) -> None:
         """Thaw if a lease is held; returns when the post-script ran."""
-        if self._hold is not None:
-            await self._hold.thaw()
+        self._thaws += 1
+        for hold in (self._beginning, self._hold):
+            if hold is not None:
+                await hold.thaw()
         if self._after is not None:
             await self._after
             self._after = None

@@ -27,6 +27,7 @@ from failback.mobility.capture.session import CaptureSession
 from failback.mobility.config import Compression
 from failback.mobility.hashing import BlockHasher, Hashed
 from failback.mobility.lag import LagHistogram
+from failback.mobility.marks import Mark, Placed
 from failback.mobility.memory import MemoryFile
 from failback.mobility.outstanding import (
     MOST_UNLANDED_ITEMS,
@@ -59,23 +60,6 @@ MOST_REREADS = 3
 """Rounds sent and not yet durable at the process server."""
 REREAD_PAUSE_SECONDS = 0.5
 MEMORY_SECONDS = 1.0
-
-
-@dataclass(slots=True)
-class _Mark:
-    kind: MarkKind
-    mark_id: MarkId
-    number: int
-    placed: asyncio.Future[Placed]
-
-
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """Where a mark lies; ``gap`` not NONE means that no point may be made there and the mark was not sent."""
-
-    sequence: int
-    ring: int
-    gap: GapCause
 
 
 @dataclass(slots=True)
@@ -131,7 +115,7 @@ class Stream:
         self._batch_wanted = False
         self._closed_at = time.monotonic()
         self._remembered_at = 0.0
-        self._marks: deque[_Mark] = deque()
+        self._marks: deque[Mark] = deque()
         self._progress: tuple[SyncProgress, ...] = ()
         self._landed_ring = 0
         self._ended = False
@@ -183,11 +167,14 @@ class Stream:
                 await asyncio.sleep(POLL_SECONDS)
                 continue
             placed: asyncio.Future[Placed] = asyncio.get_running_loop().create_future()
-            self._marks.append(_Mark(kind, mark_id, secrets.randbits(31) + 1, placed))
+            self._marks.append(Mark(kind, mark_id, secrets.randbits(31) + 1, check, placed))
             self._wake.set()
-            while not placed.done():
-                self._check(check)
-                await asyncio.wait([placed], timeout=POLL_SECONDS)
+            try:
+                while not placed.done():
+                    self._check(check)
+                    await asyncio.wait([placed], timeout=POLL_SECONDS)
+            finally:
+                placed.cancel()  # no effect on one that is placed
             if placed.result().gap is GapCause.NONE:
                 return placed.result()
 
@@ -462,7 +449,7 @@ class Stream:
         closing = self._gap is not GapCause.NONE and not self._dirty and (self._pass is None or self._pass.read)
         return waiting > 0 or closing or self._batch_wanted or elapsed >= KEEPALIVE_SECONDS
 
-    async def _batch(self, *, reread_blocks: int = 0, up_to: int | None = None, mark: _Mark | None = None) -> bool:
+    async def _batch(self, *, reread_blocks: int = 0, up_to: int | None = None, mark: Mark | None = None) -> bool:
         wanted = assemble.Wanted(
             sequence=self._outstanding.next_sequence, limit_bytes=self.assignment.batch_bytes,
             reread_blocks=reread_blocks, up_to=up_to,
@@ -502,8 +489,8 @@ class Stream:
             self._pass = SyncPass(self.assignment.pass_id, modes)
             self._hash_wake.set()
 
-    async def _send_batch(self, content: assemble.Assembled, gap: GapCause, mark: _Mark | None) -> None:
-        marked = mark is not None and gap is GapCause.NONE
+    async def _send_batch(self, content: assemble.Assembled, gap: GapCause, mark: Mark | None) -> None:
+        marked = mark is not None and gap is GapCause.NONE and mark.still_valid()
         sequence = self._outstanding.next_sequence
         now_ns = time.monotonic_ns()
         batch = Batch(
@@ -532,15 +519,16 @@ class Stream:
         if mark is not None and not mark.placed.done():
             mark.placed.set_result(Placed(sequence, batch.end_position, gap))
 
-    async def _mark_batch(self, mark: _Mark) -> None:
+    async def _mark_batch(self, mark: Mark) -> None:
         """The batch that ends at the mark; what lies far before it goes out in batches of ordinary size first."""
+        if mark.placed.done():
+            return
         try:
             position = await self._call(self._session.put_mark, mark.number)
         except FailbackError as error:
-            if mark.placed.done():
-                return
-            if not error.retryable:
+            if not error.retryable and not mark.placed.done():
                 mark.placed.set_exception(FreezeError(error.message, remedy=error.remedy))
+            if mark.placed.done():
                 return
             self._marks.appendleft(mark)  # the ring is full: drain first
             await self._batch()
