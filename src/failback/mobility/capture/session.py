@@ -28,7 +28,7 @@ from failback.mobility.capture.pins import Control, DiskPlace, KernelParts
 from failback.mobility.capture.ring import Ring
 from failback.mobility.capture.values import BlocksRead, CaptureDisk, Collected, Counters, Reread, SelfTest
 from failback.model.stream import BLOCK_BYTES, MAXIMUM_DISKS
-from failback.protocol.extents import EXTENT
+from failback.protocol.extents import EXTENT, SECTOR_BYTES
 from failback.runtime import faults, logs
 
 log = logs.get(__name__)
@@ -39,6 +39,7 @@ OBJECT_PATH = Path(__file__).with_name("capture.bpf.o")
 _WAKE_BYTES = 1 << 20
 _IDLE_WINDOW_SECONDS = 0.02
 _IDLE_SAMPLES = 10
+_STUCK_SECONDS = 30.0
 
 
 def is_capturable(disks: Sequence[CaptureDisk] = (), object_path: Path | None = None) -> None:
@@ -75,6 +76,7 @@ class CaptureSession:
         }
         self._buffer = rereading.ReadBuffer()
         self._pending_owner: dict[int, int] = {}  # global block -> generation of the last round that took it
+        self._stuck_since: dict[tuple[int, int], float] = {}
         self._poll = select.epoll()
         self._poll.register(parts.maps["ring"], select.EPOLLIN | select.EPOLLET)
 
@@ -293,7 +295,7 @@ class CaptureSession:
             reason = "older writes are still in flight" if not done else "the in-flight table was full"
             round_failed = Reread(p0, p0, b"", (), 0, blocks, False, reason, generation=generation)
             self.reread_abandoned(round_failed)
-            self._settle_idle(generation)
+            self._settle_lost(generation)
             return round_failed
         faults.point("capture.reread_before_read")
         gathered = rereading.Gathered()
@@ -426,18 +428,22 @@ class CaptureSession:
                 del self._pending_owner[number]
                 self._pending.clear_run(number, 1)
 
-    def _settle_idle(self, generation: int) -> None:
-        """Entries whose completion was never seen: settle those of disks that are idle for a whole window of samples. Their
-        blocks become dirty, so that even a wrong guess costs a re-read and nothing else."""
+    def _settle_lost(self, generation: int) -> None:
+        """Entries whose completion was not seen: settle those of disks that are idle once (D8), or stuck for long. Their blocks
+        become dirty, and a completion that comes after all marks them again: a wrong guess costs a re-read, nothing else."""
+        now = time.monotonic()
         stuck = rereading.older_entries(self._parts.maps["inflight"], generation, None)
-        busy: set[int] = set()
+        self._stuck_since = {entry[:2]: self._stuck_since.get(entry[:2], now) for entry in stuck}
+        idle: set[int] = set()
         for _ in range(_IDLE_SAMPLES if stuck else 0):
-            busy.update(place.number for place in self._places if writes_in_flight(place.number))
+            idle.update(place.number for place in self._places if not writes_in_flight(place.number))
             time.sleep(_IDLE_WINDOW_SECONDS / _IDLE_SAMPLES)
+        settled = 0
         for key, born, first_sector in stuck:
-            block = first_sector // (BLOCK_BYTES // 512)
+            block = first_sector // (BLOCK_BYTES // SECTOR_BYTES)
             place = next((p for p in self._places if p.base_block <= block < p.base_block + p.blocks), None)
-            if place is None or place.number not in busy:
+            if place is None or place.number in idle or now - self._stuck_since[key, born] > _STUCK_SECONDS:
                 self._call(CALL_SETTLE, key, born)
+                settled += 1
         if stuck:
-            log.warning("writes without a completion", entries=len(stuck), busy_disks=len(busy))
+            log.warning("writes without a completion", entries=len(stuck), settled=settled)
