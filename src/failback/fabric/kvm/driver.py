@@ -137,7 +137,7 @@ class KvmFabric:
             if domain.isActive():
                 _merge_running(domain, layer, progress)
             else:
-                _merge_off(layer, progress)
+                _merge_off(definition, layer, progress)
             faults.point("kvm.merge.before_define")
             connection.defineXML(xml.off_layer(text, layer))
             _forget_live(domain)
@@ -274,15 +274,20 @@ def _must_be_off(domain: Any, what: str) -> None:
         raise ConflictError(f"{domain.name()} is running; {what} needs it off", remedy="power it off")
 
 
-def _merge_off(layer: xml.Layer, progress: Progress) -> None:
-    total = sum(images.allocated_bytes(Path(disk.layer)) for disk in layer.disks)
+def _merge_off(definition: xml.Domain, layer: xml.Layer, progress: Progress) -> None:
+    """Commit the layers that the stored definition still uses.
+
+    A pivot rewrites the stored definition too: a disk that is back on its own file was merged while the machine ran, and
+    may have been written since. Its layer is stale and must not be committed again.
+    """
+    sources = {disk.target: disk.source for disk in definition.disks}
+    waiting = [Path(disk.layer) for disk in layer.disks if sources.get(disk.target) == disk.layer]
+    total = sum(images.allocated_bytes(path) for path in waiting)
     done = 0
     progress(done, total)
-    for disk in layer.disks:
-        path = Path(disk.layer)
+    for path in waiting:
         size = images.allocated_bytes(path)
-        if path.exists():
-            images.commit(path)
+        images.commit(path)
         done += size
         progress(done, total)
 
