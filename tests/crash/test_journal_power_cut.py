@@ -3,6 +3,7 @@ the journal called durable has to be enough. Also: a full volume, damaged redo, 
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from pathlib import Path
@@ -189,5 +190,30 @@ def test_a_full_volume_refuses_and_loses_nothing(tmp_path: Path) -> None:
     while journal.apply_step():
         pass
     model = driver.Model(3, driver.initial(3)).advance(6)
+    assert {index: device.read(0, device.size_bytes) for index, device in devices.items()} == model
+    journal.close()
+
+
+def test_a_failed_sync_takes_nothing_for_landed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal, devices = _landed_world(tmp_path / "world", 5)
+    for sequence in (6, 7):
+        journal.append(driver.frame(driver.make_batch(3, sequence)))
+    whole = os.fdatasync
+
+    def failing(descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", failing)
+    with pytest.raises(StorageError, match="durable"):
+        journal.sync()
+    monkeypatch.setattr(os, "fdatasync", whole)
+    assert journal.landed.sequence == 5
+    for sequence in (6, 7, 8):
+        assert journal.append(driver.frame(driver.make_batch(3, sequence)))
+    assert journal.sync().sequence == 8
+    journal.start(devices, _nothing)
+    while journal.apply_step():
+        pass
+    model = driver.Model(3, driver.initial(3)).advance(8)
     assert {index: device.read(0, device.size_bytes) for index, device in devices.items()} == model
     journal.close()

@@ -88,9 +88,11 @@ class Applier:
 
     def _load(self) -> None:
         """Take everything from the files: the durable position, the open interval and what it has saved."""
+        self._stale = True
         if self._file is not None:
-            self._file.cut_back()
+            self._file.cut_back()  # what is not known to be durable may be lost, whatever the page cache shows
             self._file.close()
+            self._file = None
         interval = self._catalogue.intervals()[-1]
         self._file = self._folder.open(interval.file, interval.interval_id)
         self._preserver = Preserver(self._file, self._devices, self._readers)
@@ -104,9 +106,12 @@ class Applier:
         self._replies: list[DigestReply] = []
         self._unflushed_bytes = 0
         self._flushed_at = time.monotonic()
+        self._stale = False
 
     @contextmanager
     def _restarting(self) -> Iterator[None]:
+        if self._stale:
+            self._load()
         try:
             yield
         except BaseException:

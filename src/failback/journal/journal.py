@@ -183,7 +183,12 @@ class Journal:
             if header.sequence != self._appended.sequence + 1:
                 raise ProtocolError(f"item {header.sequence} came after item {self._appended.sequence}")
             self._check(item)
-            self.redo.append(item)
+            try:
+                self.redo.append(item)
+            except BaseException:
+                if self.redo.pending == 0:
+                    self._find_landed()  # a failed sync cut back what was appended before
+                raise
             self._appended = Position(header.epoch, header.sequence, header.end_position)
             return True
 
@@ -211,7 +216,7 @@ class Journal:
         try:
             self.redo.sync()
         except BaseException:
-            self._appended = self.landed
+            self._find_landed()
             raise
         self.landed = self._appended
         return self.landed

@@ -226,6 +226,11 @@ class RedoLog:
             return self._segments[index]
 
     @property
+    def pending(self) -> int:
+        """Records that were appended and are not synced."""
+        return self._appended_ordinal - self.synced_ordinal
+
+    @property
     def first_ordinal(self) -> int:
         """The oldest record that is still there."""
         with self._lock:

@@ -17,6 +17,7 @@ from failback.master_target.replicas import Replicas
 from failback.model import orders
 from failback.model.components import Order
 from failback.model.ids import MachineId
+from failback.model.points import PointSelector
 from failback.runtime import logs, records
 from failback.transport.control import OrderWork, ReportProgress
 
@@ -70,13 +71,17 @@ class Orders:
         return result
 
     async def _applied(self, replica: Replica, arguments: orders.PreparePoint, serial: int) -> None:
-        """Wait for the mark, or without one until everything landed is applied. Raises ConflictError."""
+        """Wait for the mark; without one until everything landed is applied, unless a catalogued point is named.
+
+        Raises ConflictError, StorageError.
+        """
         journal = replica.journal
         while journal.destination is None:
             self._check_newest(arguments.machine_id, serial)
             if replica.problem:
                 raise StorageError(f"applying stands still: {replica.problem}", retryable=True)
-            if not arguments.after_mark and (journal.caught_up or not journal.started):
+            is_known = arguments.choice.selector is PointSelector.POINT
+            if not arguments.after_mark and (is_known or journal.caught_up or not journal.started):
                 return
             mark = journal.mark(arguments.after_mark) if arguments.after_mark else None
             if mark is not None and mark.published:
