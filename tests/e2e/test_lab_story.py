@@ -121,6 +121,7 @@ def lab() -> Iterator[Lab]:
 
 def test_source_dies_in_the_first_pass_and_the_disks_as_found_are_booted(lab: Lab) -> None:
     lab.commands.run("item", "import", MACHINE_NAME)
+    lab.commands.await_ready(MACHINE_NAME, *CHOICE)
     lab.commands.run("reprotect", MACHINE_NAME, *CHOICE, "--yes", "--no-wait")
     until(lambda: lab.compared() > 0.5, 200)
     lab.cloud.power_off(CLOUD_UUID)
@@ -199,6 +200,7 @@ def test_missing_on_premises_disk_is_created_and_filled(lab: Lab) -> None:
     again = Lab(lab.layout)
     again.layout.onprem_data_disk.unlink()
     again.commands.run("item", "import", MACHINE_NAME)
+    again.commands.await_ready(MACHINE_NAME, *CHOICE)
     again.commands.run("reprotect", MACHINE_NAME, *CHOICE, "--yes")
     again.await_protected()
     again.commands.run("failback", MACHINE_NAME, "--point", "latest", "--yes")

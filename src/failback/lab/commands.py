@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,31 @@ class Commands:
         said = (done.stderr.strip() or done.stdout.strip()) if done.returncode != 0 else ""
         print(said or done.stdout, flush=True)
         return said
+
+    def await_components(self, seconds: float = 180) -> dict[str, str]:
+        """Role -> component id, once agent, process server and master target have registered and are heard from."""
+        wanted = {servers.PROCESS_SERVER, servers.MASTER_TARGET, "mobility"}
+        deadline = time.monotonic() + seconds
+        while True:
+            entries = self.ask("component", "list")
+            alive = {entry["failback"]["role"]: str(entry["id"]) for entry in entries if entry["failback"]["alive"]}
+            if wanted <= set(alive):
+                return alive
+            if time.monotonic() > deadline:
+                missing = ", ".join(sorted(wanted - set(alive)))
+                raise FailbackError(f"not heard from within {seconds:.0f} s: {missing}", code="LabTimeout")
+            time.sleep(1)
+
+    def await_ready(self, name: str, *choice: str, seconds: float = 180) -> None:
+        """Until every readiness check of the item passes (the agent tests its capture in its first seconds)."""
+        deadline = time.monotonic() + seconds
+        while True:
+            done = self._start(("readiness", name, *choice), 120, capture=True)
+            if done.returncode == 0:
+                return
+            if time.monotonic() > deadline:
+                raise FailbackError(f"{name} did not become ready:\n{done.stdout}{done.stderr}", code="LabTimeout")
+            time.sleep(2)
 
     def in_background(self, *arguments: str) -> subprocess.Popen[str]:
         """Start a long command; the caller waits for it."""

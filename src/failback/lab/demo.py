@@ -26,7 +26,6 @@ from failback.lab.report import Check, Report, versions
 
 COMMITTING_SECONDS = 15.0
 _POLL_SECONDS = 1.0
-_REGISTRATION_SECONDS = 120.0
 
 
 @dataclass(slots=True)
@@ -110,16 +109,20 @@ def _import(story: Story) -> None:
     said = story.commands.refused(
         "item", "import", "born-in-the-cloud", *cloud, "--on-premises", "onprem:no-such-machine"
     )
-    story.check("a machine without an on-premises origin is refused", bool(said), said.partition("\n")[0] or "it was accepted")
-    _await_components(story)
+    story.check(
+        "a machine without an on-premises origin is refused", bool(said), said.partition("\n")[0] or "it was accepted"
+    )
+    story.commands.await_components()
     story.commands.run("item", "import", MACHINE_NAME, *cloud, "--on-premises", f"onprem:{MACHINE_NAME}")
 
 
 def _readiness(story: Story) -> tuple[str, str]:
     """Returns the ids of process server and master target."""
-    components = _await_components(story)
+    components = story.commands.await_components()
     process_server, master_target = components[servers.PROCESS_SERVER], components[servers.MASTER_TARGET]
-    story.commands.run("readiness", MACHINE_NAME, *_choice(process_server, master_target))
+    choice = _choice(process_server, master_target)
+    story.commands.await_ready(MACHINE_NAME, *choice)
+    story.commands.run("readiness", MACHINE_NAME, *choice)
     return process_server, master_target
 
 
@@ -222,21 +225,6 @@ def _commit(story: Story) -> None:
     story.check("the ledger commits on after the merge", True, f"row {heard.number}")
     state = story.item()["protectionState"]
     story.check("the item is committed", state == "UnplannedFailoverCommitted", state)
-
-
-def _await_components(story: Story) -> dict[str, str]:
-    """Role -> component id, once agent, process server and master target have registered."""
-    wanted = {servers.PROCESS_SERVER, servers.MASTER_TARGET, "mobility"}
-    found: dict[str, str] = {}
-
-    def registered() -> bool:
-        answer = story.commands.ask("component", "list")
-        entries = answer["value"] if isinstance(answer, dict) else answer
-        found.update({entry["failback"]["role"]: entry["id"] for entry in entries})
-        return wanted <= set(found)
-
-    _until(registered, _REGISTRATION_SECONDS, "not all components registered")
-    return found
 
 
 def _choice(process_server: str, master_target: str) -> tuple[str, ...]:

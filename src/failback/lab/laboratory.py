@@ -16,6 +16,7 @@ from pathlib import Path
 from failback.errors import FailbackError, PeerError
 from failback.fabric.kvm.driver import KvmFabric
 from failback.lab import agent_bundle, image, machine, processes, requirements, servers, sites, state, witness
+from failback.lab.commands import Commands
 from failback.lab.guest import ledger
 from failback.lab.layout import (
     CLOUD_UUID,
@@ -160,6 +161,8 @@ def _build(layout: Layout, say: Say) -> LabState:
     say("booting the cloud machine")
     KvmFabric(layout.cloud_uri).power_on(CLOUD_UUID)
     await_commit(layout, CLOUD_UUID, ROWS_BEFORE_FAILOVER)
+    say("waiting for the mobility service inside it")
+    Commands(layout, ports).await_components()
     current = replace(current, ready=True)
     state.save(layout, current)
     say("the lab is up: the ledger commits in the cloud")
