@@ -8,7 +8,7 @@ packages=(
   libvirt-dev libvirt-daemon-system libvirt-clients
   qemu-system-x86 qemu-utils qemu-system-common # the guests; qemu-storage-daemon for qcow2
   clang llvm libbpf-dev libbpf1                 # the capture program and its loader
-  mmdebstrap                                    # the guest image
+  mmdebstrap debian-archive-keyring             # the guest image (Ubuntu lacks Debian's keys)
   e2fsprogs xfsprogs btrfs-progs dosfstools     # file systems in the tests
   fio nbdkit libnbd-bin util-linux iproute2 kmod
 )
