@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,7 +74,7 @@ class Sites:
         self.path = path
         self._lock = threading.RLock()
         if not path.exists():
-            self._store(json.loads(json.dumps(BEGINNING)))
+            self._store({**json.loads(json.dumps(BEGINNING)), "begun_wall_ns": time.time_ns()})
 
     def read(self) -> dict[str, Any]:
         state: dict[str, Any] = json.loads(self.path.read_text())
@@ -306,7 +307,9 @@ class Components:
         if state["replica"] == "none":
             return MasterTargetStatus()
         points = tuple(
-            RecoveryPoint(PointId(point), MachineId(MACHINE), PointKind(kind), index + 1, epoch, index, index)
+            RecoveryPoint(
+                PointId(point), MachineId(MACHINE), PointKind(kind), state["begun_wall_ns"] + index, epoch, index, index
+            )
             for index, (point, kind, epoch) in enumerate(state["points"])
         )
         done = state["agent"]["ticks"] >= 3 and state["replica_epoch"] == state["agent"]["epoch"]

@@ -19,6 +19,7 @@ from workflow_driver import QUICK, Running, finished, outcome, running
 from failback.configuration_server.database import items
 from failback.configuration_server.database.jobs import JobRow
 from failback.configuration_server.jobs import store
+from failback.configuration_server.workflows.scheduled_points import ScheduledPoints
 from failback.errors import ConflictError
 
 FAILOVER = {"selector": "latest", "value": "", "shut_down_source": True}
@@ -274,3 +275,15 @@ async def test_a_dead_master_target_does_not_keep_the_machine_from_going_back(tm
         await run.engine.restart(completion.job_id)
         assert await finished(run, completion.job_id, 120) == "Succeeded"
         assert (state(run), run.sites.read()["replica"]) == ("Protected", "attached")
+
+
+async def test_points_by_the_policy_are_made_once_a_stretch(run: Running) -> None:
+    await protected(run)
+    schedule = ScheduledPoints(run.database, run.orders)
+    assert await schedule.look() == []  # protected just now
+    with run.sites.change() as world:
+        world["begun_wall_ns"] -= 3700 * 10**9
+    await asyncio.sleep(0.5)  # the next heartbeat of the master target brings the older points
+    made = await asyncio.gather(schedule.look(), schedule.look())
+    assert ["ledger"] in made
+    assert outcome(run.database, run.sites)["world"]["log"].count("application-consistent mark") == 1

@@ -76,3 +76,15 @@ def test_protected_needs_pass_replica_and_point() -> None:
     ]
     assert all(missing)
     assert missing[3] == "comparing disks: 40 of 100 bytes, 5 differ"
+
+
+def test_an_application_consistent_point_is_due_after_its_frequency() -> None:
+    minute = rules.MINUTE_NS
+    first = dataclasses.replace(POINT, wall_ns=100 * minute)
+    consistent = dataclasses.replace(POINT, wall_ns=130 * minute, kind=PointKind.APP_CONSISTENT)
+    assert not rules.point_due(159 * minute, [first], 3, 60)
+    assert rules.point_due(160 * minute, [first], 3, 60)
+    assert not rules.point_due(160 * minute, [first, consistent], 3, 60)
+    assert rules.point_due(190 * minute, [first, consistent], 3, 60)
+    assert not rules.point_due(190 * minute, [first, consistent], 3, 0)
+    assert not rules.point_due(190 * minute, [first, consistent], 4, 60)

@@ -1,11 +1,12 @@
 """Putting the configuration server together: from its configuration to one ASGI application and its background work.
 
 ``open_server`` opens the database, makes what the installation lacks and wires the parts; :class:`Assembled` holds them for
-``main`` and for tests. ``background`` runs the monitors as long as the server lives.
+``main`` and for tests. ``background`` runs the monitors and the points by the policy as long as the server lives.
 """
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from fastapi import Depends, FastAPI, Request
@@ -29,6 +30,7 @@ from failback.configuration_server.jobs.executor import DbosExecutor
 from failback.configuration_server.monitors.watch import Monitors
 from failback.configuration_server.registry import News, Orders, Registry
 from failback.configuration_server.workflows.catalogue import scenarios
+from failback.configuration_server.workflows.scheduled_points import ScheduledPoints
 from failback.configuration_server.workflows.world import World
 from failback.errors import FailbackError
 from failback.protection.operations import Side
@@ -54,7 +56,11 @@ class Assembled:
 
     async def background(self) -> None:
         """What runs beside the requests, until it is cancelled."""
-        await self.monitors.run()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.monitors.run(), name="monitors")
+            group.create_task(
+                ScheduledPoints(self.database, self.orders, self.clock).run(), name="points by the policy"
+            )
 
     async def quiet(self) -> None:
         """Interrupt the jobs (they go on at the next start) and answer the long polls."""

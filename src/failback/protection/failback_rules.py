@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 from failback.model.components import MobilityStatus, ReplicaStatus, SyncMode
 from failback.model.ids import DiskId, PassId
-from failback.model.points import PointKind
+from failback.model.points import PointKind, RecoveryPoint
 
+MINUTE_NS = 60_000_000_000
 MINIMUM_MARGIN_SECONDS = 5.0
 MARGIN_SHARE = 0.05
 """Two clocks that tick at rates 0.05 % apart differ by 0.3 s in ten minutes; the rest covers a slow last read-back."""
@@ -111,3 +112,14 @@ def sync_bytes(status: MobilityStatus) -> tuple[int, int]:
 def landed(replica: ReplicaStatus | None, epoch: int, sequence: int) -> bool:
     """Whether item ``sequence`` of ``epoch`` is durable in the journal (D13)."""
     return replica is not None and replica.epoch == epoch and replica.landed_sequence >= sequence
+
+
+def point_due(now_wall_ns: int, points: Iterable[RecoveryPoint], epoch: int, frequency_minutes: int) -> bool:
+    """Whether an application-consistent point is due: the frequency has passed since the last one of this epoch, or
+    since the epoch's first point when there is none yet. A frequency of 0 asks for none."""
+    of_epoch = [point for point in points if point.epoch == epoch and not point.abandoned]
+    if not frequency_minutes or not of_epoch:
+        return False
+    consistent = [point.wall_ns for point in of_epoch if point.kind is PointKind.APP_CONSISTENT]
+    since = max(consistent) if consistent else min(point.wall_ns for point in of_epoch)
+    return now_wall_ns - since >= frequency_minutes * MINUTE_NS
