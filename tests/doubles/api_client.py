@@ -31,22 +31,31 @@ class SiteProcess:
         self.sites = Sites(directory / "sites.json")
 
     def __enter__(self) -> SiteProcess:
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """On the same port as before, with everything that the files know."""
         script = Path(__file__).with_name("api_site.py")
+        listening = self.directory / "listening.json"
+        listening.unlink(missing_ok=True)
         log = self.directory / "log"
-        with log.open("wb") as stream:
+        with log.open("ab") as stream:
             self._process = subprocess.Popen(
                 [sys.executable, str(script), str(self.directory)], stdout=stream, stderr=stream,
                 env={**os.environ, "PYTHONPATH": str(script.parent)},
             )  # fmt: skip
-        listening = self.directory / "listening.json"
         deadline = time.monotonic() + 60
         while not listening.exists():
             assert self._process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
         self.url = f"https://127.0.0.1:{json.loads(listening.read_text())['port']}"
-        return self
 
     def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL."""
         self._process.kill()
         self._process.wait()
 

@@ -122,7 +122,9 @@ async def serve(directory: Path) -> None:
     application = FastAPI()
     application.include_router(arm_router(services))
     await engine.open()
-    listening = serving.bind("127.0.0.1", 0)
+    before = directory / "port"
+    listening = serving.bind("127.0.0.1", int(before.read_text()) if before.exists() else 0)
+    before.write_text(str(listening.getsockname()[1]))
     server = serving.server_for(application, assembled.installation)
     async with asyncio.TaskGroup() as group:
         group.create_task(server.serve([listening]))

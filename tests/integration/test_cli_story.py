@@ -107,6 +107,26 @@ def test_a_failed_job_shows_cause_and_remedy_and_is_restarted(tmp_path: Path) ->
         assert "Reprotect of ledger: Succeeded" in restarted.stdout
 
 
+def test_a_follower_outlives_a_killed_server_and_sees_the_end(tmp_path: Path) -> None:
+    with SiteProcess(tmp_path) as site:
+        failback(site, "item", "import", "ledger", "--on-premises", "home-vm", "--cloud", "cloud-vm")
+        site.knob("no sync", True)
+        follower = subprocess.Popen(
+            [sys.executable, "-m", "failback", "reprotect", "ledger", "--yes"], stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True,
+            env={**os.environ, "FAILBACK_SERVER": site.url, "FAILBACK_CA_FILE": str(site.ca_file),
+                 "FAILBACK_TOKEN_FILE": str(site.token_file)},
+        )  # fmt: skip
+        site.wait_for_state("UnprotectedStatesBegin")
+        site.kill()
+        site.start()
+        site.knob("no sync", False)
+        said, _ = follower.communicate(timeout=90)
+        assert follower.returncode == 0, said
+        assert "Finalize protection of ledger: Succeeded" in said
+        assert site.violations() == []
+
+
 def test_exit_statuses_tell_what_went_wrong(site: SiteProcess) -> None:
     assert "ResourceNotFound" in failback(site, "item", "show", "nothing", status=3).stderr
     assert "Missing argument" in failback(site, "item", "show", status=2).stderr

@@ -41,11 +41,11 @@ class Row:
         """``1.2 GiB of 4.0 GiB, 80 MiB/s, 35 s left``; empty for a task that moves nothing."""
         if not self.bytes_total:
             return ""
-        parts = [f"{size(self.bytes_done)} of {size(self.bytes_total)}"]
-        if self.state == "InProgress":
-            parts.append(f"{size(self.bytes_per_second)}/s")
-            if self.eta_seconds is not None:
-                parts.append(f"{duration(self.eta_seconds)} left")
+        if self.state != "InProgress":
+            return size(self.bytes_done)
+        parts = [f"{size(self.bytes_done)} of {size(self.bytes_total)}", f"{size(self.bytes_per_second)}/s"]
+        if self.eta_seconds is not None:
+            parts.append(f"{duration(self.eta_seconds)} left")
         return ", ".join(parts)
 
 
@@ -186,7 +186,7 @@ def _table(job: dict[str, Any]) -> Table:
     from rich.text import Text
 
     properties = job["properties"]
-    table = Table(box=None, pad_edge=False, title_justify="left")
+    table = Table(box=None, pad_edge=False, title_justify="left", show_header=False)
     table.title = f"{properties['friendlyName']} of {properties['targetObjectName']}: {properties['state']}"
     table.add_column("")
     table.add_column("")

@@ -23,6 +23,7 @@ from failback.configuration_server.api.faults import FaultRoute
 from failback.configuration_server.api.item_shape import item_resource
 from failback.configuration_server.api.item_view import ItemView, item_row, item_rows, view
 from failback.configuration_server.api.long_running import accepted, job_row, unfinished
+from failback.configuration_server.api.readiness import volume_named
 from failback.configuration_server.api.services import Services
 from failback.configuration_server.api.sign_in import note
 from failback.configuration_server.database import items
@@ -31,9 +32,10 @@ from failback.configuration_server.database.jobs import JobRow
 from failback.configuration_server.database.policies import FAILBACK_POLICY_NAME
 from failback.configuration_server.registry import announce_item
 from failback.errors import ConfigurationError, NotFoundError
-from failback.model.components import Role
+from failback.model.components import MasterTargetStatus, Role
 from failback.model.ids import new_id
 from failback.protection.operations import Operation
+from failback.runtime import records
 
 SCENARIOS = {
     Operation.REPROTECT: "SwitchReplicationGroupProtection",
@@ -193,13 +195,17 @@ async def _start(
 
 
 def _reprotect_inputs(session: Session, details: inputs.ReprotectDetails) -> dict[str, Any]:
+    """Names and paths become ids and names; what is not known is left as it is for the prerequisite check to tell."""
     server = find(session, Role.PROCESS_SERVER, last_segment(details.process_server_id))
     target = find(session, Role.MASTER_TARGET, last_segment(details.master_target_id))
+    status = records.decode(target.status or {}, MasterTargetStatus)
+    volume = volume_named(status.retention_volumes, details.retention_drive)
+    store = volume_named(status.datastores, details.datastore_name) if details.datastore_name else None
     return {
         "process_server_id": server.component_id,
         "master_target_id": target.component_id,
-        "retention_volume": details.retention_drive,
-        "datastore": details.datastore_name,
+        "retention_volume": volume.name if volume else details.retention_drive,
+        "datastore": store.name if store else details.datastore_name,
         "policy_name": FAILBACK_POLICY_NAME,
     }
 

@@ -138,9 +138,9 @@ async def gather(
             len(replica.disks) for replica in known.target_status.replicas if replica.machine_id != row.machine_id
         ),
         retention_volume_asked=choice.retention_volume,
-        retention_volume=_volume(known.target_status.retention_volumes, choice.retention_volume),
+        retention_volume=volume_named(known.target_status.retention_volumes, choice.retention_volume),
         datastore_asked=choice.datastore,
-        datastore=_volume(known.target_status.datastores, choice.datastore) if choice.datastore else None,
+        datastore=volume_named(known.target_status.datastores, choice.datastore) if choice.datastore else None,
         probes=(*_heard_edges(services, known), *probes),
         configuration_server_version=services.version,
         heartbeat_alarm_seconds=services.heartbeat_alarm_seconds,
@@ -193,7 +193,7 @@ def _component(services: Surroundings, row: ComponentRow | None) -> ComponentFac
     )
 
 
-def _volume(volumes: tuple[VolumeFacts, ...], asked: str) -> VolumeFacts | None:
+def volume_named(volumes: tuple[VolumeFacts, ...], asked: str) -> VolumeFacts | None:
     """By name or path; without a name the only one that may be used."""
     if asked:
         return next((volume for volume in volumes if asked in (volume.name, volume.path)), None)
