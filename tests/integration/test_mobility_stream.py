@@ -165,6 +165,23 @@ async def test_agent_killed_under_a_lease_leaves_the_machine_thawed_and_the_leas
     assert report["state"] == "failed" and report["error"]["code"] == "FreezeLeaseLost"
 
 
+async def test_a_process_server_that_is_unknown_for_a_while_costs_nothing(world: World) -> None:
+    """Its address may vanish from the assignment and come back: the capture goes on and nothing is compared again."""
+    world.start()
+    told = world.assignment()
+    world.plane.assign(told)
+    await world.synced()
+    world.plane.assign(replace(told, process_server=None))
+    run("dd", "if=/dev/urandom", f"of={world.devices[0]}", "bs=64k", "count=20", "conv=fsync")
+    await asyncio.sleep(1)
+    world.plane.assign(replace(told, batch_milliseconds=60))
+    await world.synced()
+    await world.settled()
+    assert world.same()
+    assert len([item for item in world.receiver.items if item.kind == "digests"]) == 3
+    assert world.plane.status["bytes_changed"] >= 20 << 16
+
+
 async def test_overflow_of_a_tiny_ring_heals_and_shows_a_gap(tmp_path: Path) -> None:
     """D8, D9: more is written than the ring holds; the gap closes and the replica is identical."""
     async with World(tmp_path, ring_megabytes=1) as world:

@@ -12,7 +12,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from failback.errors import ConflictError, FailbackError, NotSupportedError
@@ -59,6 +59,7 @@ class Reconciler:
         self._wanted: MobilityAssignment | None = None
         self._news = asyncio.Event()
         self._stream: Stream | None = None
+        self._earlier: Stream | None = None
         self._session: CaptureSession | None = None
         self._devices: dict[int, str] = {}
         self._disks: tuple[DiskFacts, ...] = ()
@@ -68,7 +69,15 @@ class Reconciler:
     # --- for the control loop ---------------------------------------------------------------------------------------
 
     async def apply(self, assignment: MobilityAssignment) -> None:
-        """Take the newest assignment; the loop follows it."""
+        """Take the newest assignment; the loop follows it. A process server that is only away keeps its address."""
+        known = self._wanted
+        if (
+            assignment.active
+            and assignment.process_server is None
+            and known is not None
+            and known.epoch == assignment.epoch
+        ):
+            assignment = replace(assignment, process_server=known.process_server)
         if assignment != self._wanted:
             self._wanted = assignment
             self._news.set()
@@ -114,9 +123,12 @@ class Reconciler:
                 wanted = self._wanted
                 if wanted is None:
                     await self._news.wait()
-                elif not wanted.active or wanted.process_server is None:
+                elif not wanted.active:
                     await self._end_capture()
                     await self._news.wait()
+                elif wanted.process_server is None:
+                    self._state.reason = "no process server is known for this machine yet"
+                    await self._news.wait()  # what is captured already stays captured
                 else:
                     await self._protect(wanted)
         finally:
@@ -138,7 +150,7 @@ class Reconciler:
                 for task in (running, news):
                     task.cancel()
                 await asyncio.gather(running, news, return_exceptions=True)
-                self._stream = None
+                self._earlier, self._stream = stream, None
                 await self._close()
         except (FailbackError, OSError, BaseExceptionGroup) as error:
             self._fail(error)
@@ -191,6 +203,9 @@ class Reconciler:
             compression=self._config.compression, window_bytes=self._config.unacknowledged_megabytes << 20,
             changed=self._changed,
         )  # fmt: skip
+        if self._earlier is not None:
+            self._stream.carry_on(self._earlier)
+            self._earlier = None
         self._changed()
         return self._stream
 

@@ -81,7 +81,8 @@ class Stream:
         self.lag = LagHistogram()
         self.bytes_changed = 0
         self.backlog_bytes = 0
-        self.pass_done = False
+        stored = memory.value
+        self.pass_done = stored.pass_done and (stored.epoch, stored.pass_id) == (assignment.epoch, assignment.pass_id)
         self.problem = ""
         self._session = session
         self._thread = thread
@@ -119,6 +120,7 @@ class Stream:
         self._progress: tuple[SyncProgress, ...] = ()
         self._landed_ring = 0
         self._ended = False
+        self._sent_before = 0
 
     # --- what others see --------------------------------------------------------------------------------------------
 
@@ -128,7 +130,14 @@ class Stream:
 
     @property
     def bytes_sent(self) -> int:
-        return self._sender.sent_bytes
+        return self._sent_before + self._sender.sent_bytes
+
+    def carry_on(self, earlier: Stream) -> None:
+        """Go on with the figures of an earlier stream of the same epoch."""
+        if earlier.assignment.epoch == self.assignment.epoch:
+            self.lag, self.bytes_changed = earlier.lag, earlier.bytes_changed
+            self._sent_before = earlier.bytes_sent
+            self._progress = earlier.progress()
 
     @property
     def sent_sequence(self) -> int:
