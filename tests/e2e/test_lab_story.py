@@ -64,6 +64,15 @@ class Lab:
         components = self.commands.ask("component", "list")
         return next(str(entry["twinLastSeen"]) for entry in components if "twinLastSeen" in entry)
 
+    def cancel_running_job(self) -> None:
+        def running() -> list[str]:
+            jobs = self.commands.ask("job", "list")
+            return [job["name"] for job in jobs if job["properties"]["state"] in ("NotStarted", "InProgress")]
+
+        for job in running():
+            self.commands.run("job", "cancel", job)
+        until(lambda: not running(), 60)
+
     def compared(self) -> float:
         """How much of the pass is compared, 0 to 1."""
         disks = self.item()["providerSpecificDetails"]["protectedDisks"]
@@ -127,6 +136,7 @@ def test_source_dies_in_the_first_pass_and_the_disks_as_found_are_booted(lab: La
     lab.cloud.power_off(CLOUD_UUID)
     assert lab.item()["protectionState"] != "Protected"
     (before,) = lab.points("BeforeReprotect")
+    lab.cancel_running_job()
     lab.commands.run("failback", MACHINE_NAME, "--point", before, "--source-lost", "--yes")
     first = laboratory.await_commit(lab.layout, ONPREM_UUID, 0)
     assert first.number == laboratory.ROWS_BEFORE_FAILOVER + 1

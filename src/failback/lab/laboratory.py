@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from failback.errors import FailbackError, PeerError
+from failback.errors import ConflictError, FailbackError, PeerError
 from failback.fabric.kvm.driver import KvmFabric
 from failback.lab import agent_bundle, image, machine, processes, requirements, servers, sites, state, witness
 from failback.lab.commands import Commands
@@ -61,6 +61,10 @@ def up(layout: Layout, say: Say) -> LabState:
                 return found
             say("a lab was left behind here; removing it first")
             _remove(layout, found)
+        if sites.stranger(ONPREM_URI, ONPREM_UUID, layout.directory):
+            raise ConflictError(
+                "another lab runs on this machine", remedy="failback lab down --directory DIRECTORY of that one"
+            )
         return _build(layout, say)
 
 
@@ -215,9 +219,9 @@ def _remove(layout: Layout, found: LabState) -> None:
         if "libvirtd" not in recorded.name:
             processes.stop(recorded)
     sites.remove_domain(layout.cloud_uri, CLOUD_UUID)
-    sites.remove_domain(ONPREM_URI, ONPREM_UUID)
-    sites.kill_leftover_machines(layout.cloud_site / "run", CLOUD_UUID)
-    sites.kill_leftover_machines(Path("/run/libvirt"), ONPREM_UUID)
+    sites.remove_domain(ONPREM_URI, ONPREM_UUID, layout.directory)
+    sites.kill_leftover_machines(layout.cloud_site / "run", CLOUD_UUID, layout.directory)
+    sites.kill_leftover_machines(Path("/run/libvirt"), ONPREM_UUID, layout.directory)
     for recorded in reversed(found.processes):
         processes.stop(recorded)
     for directory in (layout.directory, layout.socket_directory):

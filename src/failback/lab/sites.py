@@ -94,15 +94,18 @@ def ensure_system_daemon(directory: Path, log: Path, record: Callable[[Recorded]
     _until_answers("qemu:///system", lambda: processes.alive(recorded), log)
 
 
-def remove_domain(uri: str, uuid: str) -> None:
-    """Power off and undefine the domain if it is there. Raises FabricError when the daemon refuses."""
+def remove_domain(uri: str, uuid: str, directory: Path | None = None) -> None:
+    """Power off and undefine the domain if it is there (and lives below ``directory``, else it is another lab's).
+
+    Raises FabricError when the daemon refuses.
+    """
     try:
         connection = _quiet_open(uri)
     except libvirt.libvirtError:
         return
     try:
         domain = next((found for found in connection.listAllDomains() if found.UUIDString() == uuid), None)
-        if domain is None:
+        if domain is None or (directory is not None and f"'{directory}/" not in domain.XMLDesc()):
             return
         if domain.isActive():
             domain.destroy()
@@ -114,11 +117,24 @@ def remove_domain(uri: str, uuid: str) -> None:
         connection.close()
 
 
-def kill_leftover_machines(run_directory: Path, uuid: str) -> None:
+def stranger(uri: str, uuid: str, directory: Path) -> bool:
+    """Whether the domain is there and belongs to a lab in another directory."""
+    try:
+        connection = _quiet_open(uri)
+    except libvirt.libvirtError:
+        return False
+    try:
+        found = [domain for domain in connection.listAllDomains() if domain.UUIDString() == uuid]
+        return bool(found) and f"'{directory}/" not in found[0].XMLDesc()
+    finally:
+        connection.close()
+
+
+def kill_leftover_machines(run_directory: Path, uuid: str, directory: Path) -> None:
     """End QEMU processes of the domain whose daemon is gone (their pid files outlive it)."""
     for pid_file in (run_directory / "qemu").glob("*.pid"):
         pid = _pid_in(pid_file, "qemu")
-        if pid and uuid in _command_line(pid):
+        if pid and uuid in _command_line(pid) and f"{directory}/" in _command_line(pid):
             processes.stop(processes.record("qemu", pid), signal.SIGKILL)
 
 
