@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,13 +21,25 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="capturing writes need
 
 CONSUMER = Path(__file__).with_name("capture_consumer.py")
 KILLS = 4
+_started: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def no_agent_stays() -> Iterator[None]:
+    yield
+    for agent in _started:
+        agent.kill()
+        agent.wait()
+    _started.clear()
 
 
 def start(device: str, replica: Path, pins: Path, ring_bytes: int, faults: str = "") -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    agent = subprocess.Popen(
         [sys.executable, str(CONSUMER), device, str(replica), str(pins), str(ring_bytes), str(128 << 10)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "FAILBACK_FAULTS": faults},
     )  # fmt: skip
+    _started.append(agent)
+    return agent
 
 
 def first_line(agent: subprocess.Popen[str]) -> dict[str, object]:
