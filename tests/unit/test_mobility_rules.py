@@ -16,7 +16,8 @@ from failback.mobility.config import Compression
 from failback.mobility.outstanding import EXTENT_BYTES, GENERATIONS, Outstanding, Sent, generation_of, interval_seconds
 from failback.model.components import MobilityAssignment, SourceDisk, SyncMode
 from failback.model.ids import DiskId, MachineId, PassId
-from failback.model.stream import BLOCK_BYTES, Codec, GapCause
+from failback.model.stream import BLOCK_BYTES, Codec, GapCause, Operation
+from failback.protocol.extents import EXTENT
 from failback.protocol.messages import DigestReply
 
 ZERO = gaps.NOTHING
@@ -154,6 +155,10 @@ def test_a_pass_asks_for_every_block_once_and_ends_when_all_is_answered() -> Non
         assert sync.answered(answer(number, chunk, b"\x05")) == chunk
     assert sync.read
     assert sync.answered(answer(1, chunks[0], b"")) is None
+    table = EXTENT.pack(2, Operation.DATA, 1, 4096, 0) + EXTENT.pack(2, Operation.ZERO, 1, 61440, 4096)
+    sync.reread([(2, 0)], table)
+    running = {each.disk_id: each for each in sync.progress(False)}[DiskId("disk2")]
+    assert running.bytes_compared == BLOCK_BYTES and running.bytes_sent == 4096, "zeroes do not travel"
     done = {each.disk_id: each for each in sync.progress(True)}
     assert set(done) == {"disk0", "disk2"}
     assert done[DiskId("disk0")].bytes_differing == 6 * BLOCK_BYTES

@@ -9,12 +9,13 @@ time (a master target that died between the two) is asked again: comparing twice
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from failback.model.components import MobilityAssignment, SourceDisk, SyncMode, SyncProgress
 from failback.model.ids import PassId
-from failback.model.stream import BLOCK_BYTES
+from failback.model.stream import BLOCK_BYTES, Operation
+from failback.protocol.extents import EXTENT
 from failback.protocol.messages import DigestReply
 
 CHUNK_BLOCKS = 512
@@ -68,6 +69,7 @@ class DiskPass:
     next_block: int = 0
     answered_blocks: int = 0
     differing_blocks: int = 0
+    reread_blocks: int = 0
     sent_bytes: int = 0
     again: deque[Chunk] = field(default_factory=deque)
 
@@ -84,7 +86,7 @@ class DiskPass:
         if self.mode is SyncMode.COMPARE:
             compared = min(total, self.answered_blocks * BLOCK_BYTES)
         else:
-            compared = total if done else min(total, self.sent_bytes)
+            compared = total if done else min(total, self.reread_blocks * BLOCK_BYTES)
         return SyncProgress(
             disk_id=self.disk.disk_id, bytes_total=total, bytes_compared=compared,
             bytes_differing=min(total, self.differing_blocks * BLOCK_BYTES), bytes_sent=self.sent_bytes, done=done,
@@ -157,9 +159,14 @@ class SyncPass:
         state.differing_blocks += int.from_bytes(reply.differing, "little").bit_count()
         return waiting.chunk
 
-    def reread_sent(self, disk_index: int, sent_bytes: int) -> None:
-        if disk_index in self.disks:
-            self.disks[disk_index].sent_bytes += sent_bytes
+    def reread(self, blocks: Iterable[tuple[int, int]], extents: bytes) -> None:
+        """Blocks were read again; ``extents`` says what of them travels as data (zeroes do not)."""
+        for disk_index, _ in blocks:
+            if disk_index in self.disks:
+                self.disks[disk_index].reread_blocks += 1
+        for disk_index, operation, _, length, _ in EXTENT.iter_unpack(extents):
+            if operation == Operation.DATA and disk_index in self.disks:
+                self.disks[disk_index].sent_bytes += length
 
     def resume_blocks(self) -> dict[int, int]:
         """For each disk the block below which everything is answered (a restart goes on there)."""

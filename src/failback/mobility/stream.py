@@ -488,8 +488,7 @@ class Stream:
                 self._settled = True
                 self._hash_wake.set()
             if self._pass is not None:
-                for disk_index, _ in content.reread.blocks:
-                    self._pass.reread_sent(disk_index, BLOCK_BYTES)
+                self._pass.reread(content.reread.blocks, content.reread.extents)
         if missed:
             log.error("the capture missed writes of unknown extent: every disk is compared")
             self._memory.update(compare_all=True, compared_blocks={})
