@@ -217,3 +217,29 @@ def test_a_failed_sync_takes_nothing_for_landed(tmp_path: Path, monkeypatch: pyt
     model = driver.Model(3, driver.initial(3)).advance(8)
     assert {index: device.read(0, device.size_bytes) for index, device in devices.items()} == model
     journal.close()
+
+
+def test_a_view_is_written_on_a_layer_that_is_thrown_away(tmp_path: Path) -> None:
+    journal, devices = _landed_world(tmp_path / "world", 20)
+    journal.start(devices, _nothing)
+    while journal.apply_step():
+        pass
+    before = {index: device.read(0, device.size_bytes) for index, device in devices.items()}
+    point = journal.points()[1]
+    expected = bytearray(driver.Model(3, driver.initial(3)).advance(point.sequence)[0])
+    view = journal.view(point.point_id, 0)
+    view.write(1000, b"throw-away" * 500)
+    view.zero(70_000, 9_000)
+    expected[1000:6000] = b"throw-away" * 500
+    expected[70_000:79_000] = bytes(9_000)
+    for sequence in range(21, 31):  # the applier goes on below the view
+        journal.append(driver.frame(driver.make_batch(3, sequence)))
+    journal.sync()
+    while journal.apply_step():
+        pass
+    assert view.read(0, view.size_bytes) == expected
+    view.close()
+    after = driver.Model(3, driver.initial(3)).advance(30)
+    assert before != after
+    assert {index: device.read(0, device.size_bytes) for index, device in devices.items()} == after
+    journal.close()

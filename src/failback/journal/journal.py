@@ -393,7 +393,10 @@ class Journal:
 
     def relieve(self) -> int:
         """The volume is full: free the applied redo now, whatever its window; returns how many segments."""
-        return self.redo.free(self.catalogue.applied.ordinal, time.time())
+        with self.apply_lock:
+            if self.catalogue.get("rollback_phase"):
+                return 0
+            return self.redo.free(self.catalogue.applied.ordinal, time.time())
 
     def drop_point(self, point_id: str) -> None:
         with self.apply_lock:

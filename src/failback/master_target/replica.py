@@ -30,6 +30,7 @@ _IDLE_SECONDS = 0.25
 _THIN_SECONDS = 60.0
 _RETRY_SECONDS = 2.0
 _STATUS_SECONDS = 1.0
+_SHOWN_GAPS = 100
 
 _applying = threading.Semaphore(2)
 """Replicas that apply at the same time: bounds the memory, whatever the number of machines."""
@@ -184,6 +185,13 @@ class Replica:
                 self._fail(error)
                 self._stopping.wait(_RETRY_SECONDS)
                 continue
+            except Exception as error:
+                log.exception("applying failed unexpectedly", machine=self.journal.machine_id)
+                self._fail(
+                    StorageError(f"applying failed unexpectedly: {error!r}", remedy="see the master target's log")
+                )
+                self._stopping.wait(_RETRY_SECONDS)
+                continue
             if not progressed:
                 self._work.wait(_IDLE_SECONDS)
                 self._work.clear()
@@ -228,7 +236,7 @@ class Replica:
             applied_sequence=applied.sequence if applied.epoch == journal.epoch else 0,
             consistent=applied.gap == "" and applied.epoch == journal.epoch and applied.sequence > 0,
             gap=applied.gap,
-            gaps=tuple(journal.gaps()),
+            gaps=tuple(journal.gaps()[-_SHOWN_GAPS:]),
             points=tuple(journal.points()),
             disks=journal.catalogue.disks,
             journal_bytes=journal.size_bytes,
