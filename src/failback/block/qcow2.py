@@ -74,6 +74,8 @@ class Qcow2Device(Wrapping):
             self._process.stderr.close()
         self._pid_file.unlink(missing_ok=True)
         self._socket.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # other images may still be open there
+            self._socket.parent.rmdir()
 
 
 def _start(path: Path, socket_path: Path) -> subprocess.Popen[bytes]:

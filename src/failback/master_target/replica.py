@@ -168,7 +168,7 @@ class Replica:
         seen = self.journal.news
         while not self._stopping.is_set():
             try:
-                with _applying:
+                with self.journal.apply_lock, _applying:  # in this order: a long rollback takes nobody's turn
                     progressed = self.journal.apply_step()
                 self._problem = ""
                 now = time.monotonic()
