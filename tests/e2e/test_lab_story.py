@@ -18,7 +18,7 @@ import pytest
 
 from failback.fabric.interfaces import PowerState
 from failback.fabric.kvm.driver import KvmFabric
-from failback.lab import laboratory, machine, servers, sites, state, verify, witness
+from failback.lab import laboratory, machine, processes, servers, sites, state, verify, witness
 from failback.lab.commands import Commands
 from failback.lab.layout import (
     CLOUD_UUID,
@@ -204,9 +204,13 @@ def test_twin_beside_the_live_source_writes_nothing_and_the_machine_comes_home(l
 
 
 def test_missing_on_premises_disk_is_created_and_filled(lab: Lab) -> None:
-    """A second life of the same lab directory: the machine's data disk is gone on premises."""
-    laboratory.down(lab.layout, print)
+    """A second life of the lab after a crash of all of it; the machine's data disk is gone on premises."""
+    crashed = state.load(lab.layout)
+    assert crashed is not None
+    for process in crashed.processes:
+        os.kill(process.pid, signal.SIGKILL)
     laboratory.up(lab.layout, print)
+    assert not any(processes.alive(process) for process in crashed.processes)
     again = Lab(lab.layout)
     again.layout.onprem_data_disk.unlink()
     again.commands.run("item", "import", MACHINE_NAME)
