@@ -131,7 +131,7 @@ async def story(world: World, server: Server, target: Server, disk: Path) -> Non
     server.plane.assign(ProcessServerAssignment((RoutedMachine(machine, 1, endpoint),)))
     world.plane.assign(assignment)
     await world.synced(60)
-    writer = load(point, 10)
+    writer = load(point, 7)
     for part in (world, server, target):
         await asyncio.sleep(1.5)
         part.kill()

@@ -47,7 +47,7 @@ async def test_silent_until_told_then_compares_sends_changes_and_stops(world: Wo
     assert progress["done"] and progress["bytes_compared"] == 96 << 20
     assert 4 << 20 <= progress["bytes_differing"] <= 5 << 20, "12 of 16 MiB were equal already"
     point = world.mount()
-    writer = load(point, 3)
+    writer = load(point, 2)
     await asyncio.to_thread(writer.wait)
     run("umount", str(point))
     await world.settled()
@@ -62,7 +62,7 @@ async def test_silent_until_told_then_compares_sends_changes_and_stops(world: Wo
 
 async def test_full_copy_skips_zeroes_while_the_machine_writes(world: World) -> None:
     point = world.mount()
-    writer = load(point, 4)
+    writer = load(point, 3)
     world.start()
     world.plane.assign(world.assignment(sync=SyncMode.FULL))
     await world.synced()
@@ -80,7 +80,7 @@ async def test_application_consistent_mark_is_a_clean_file_system(world: World) 
     world.start()
     world.plane.assign(world.assignment())
     await world.synced()
-    writer = load(point, 5)
+    writer = load(point, 30)
     await asyncio.sleep(1.0)
     mark_id = str(uuid.uuid4())
     report = await world.result(world.order("app-consistent-mark", mark_id=mark_id, limit_seconds=20.0))
@@ -106,7 +106,7 @@ async def test_freeze_lease_holds_the_machine_until_thawed(world: World, tmp_pat
     world.start()
     world.plane.assign(world.assignment())
     await world.synced()
-    writer = load(point, 6)
+    writer = load(point, 30)
     await asyncio.sleep(1.0)
     mark_id = str(uuid.uuid4())
     report = await world.result(world.order("freeze-lease", mark_id=mark_id, lease_seconds=30.0))
@@ -123,6 +123,7 @@ async def test_freeze_lease_holds_the_machine_until_thawed(world: World, tmp_pat
     assert thawed["state"] == "succeeded"
     await world.until(lambda: world.plane.status["freeze"] == "")
     await world.until(lambda: sum(item.payload_bytes for item in world.receiver.items) > count)
+    writer.kill()
     await asyncio.to_thread(writer.wait)
     assert journal.read_text().split() == ["failback", "failback-cancelled"]
     image = world.receiver.snapshots[mark_id][0]
