@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from failback.configuration_server.database.components import ComponentRow
 from failback.configuration_server.database.events import VerdictRow, verdicts_on
 from failback.configuration_server.database.items import ItemRow, all_items, named
 from failback.configuration_server.database.jobs import JobRow
-from failback.configuration_server.database.points import GapRow, gaps_of, points_of
+from failback.configuration_server.database.points import GapRow, PointRow, gaps_of, points_of
 from failback.configuration_server.database.policies import policy_of
 from failback.errors import NotFoundError
 from failback.model.components import (
@@ -78,8 +79,11 @@ def item_rows(session: Session) -> list[ItemRow]:
     return [row for row in all_items(session) if row.protection_state != State.DISABLED.value]
 
 
-def view(session: Session, row: ItemRow) -> ItemView:
-    """Read what belongs to the item. The row must be of this session."""
+def view(session: Session, row: ItemRow, *, full: bool = True) -> ItemView:
+    """Read what belongs to the item. The row must be of this session.
+
+    ``full`` False is for lists of many: only the newest and oldest point, and nothing of what the servers told.
+    """
     agent = _component(session, row.machine_id)
     process_server = _component(session, row.process_server_id)
     master_target = _component(session, row.master_target_id)
@@ -93,11 +97,11 @@ def view(session: Session, row: ItemRow) -> ItemView:
         agent=agent,
         mobility=records.decode(agent.status or {}, MobilityStatus) if agent else MobilityStatus(),
         process_server=process_server,
-        spooled=_spooled(process_server, row.machine_id),
+        spooled=_spooled(process_server, row.machine_id) if full else None,
         master_target=master_target,
-        replica=_replica(master_target, row.machine_id),
-        points=points_of(session, row.item_id),
-        gaps=gaps_of(session, row.item_id),
+        replica=_replica(master_target, row.machine_id) if full else None,
+        points=points_of(session, row.item_id) if full else _outermost_points(session, row.item_id),
+        gaps=gaps_of(session, row.item_id) if full else (),
         verdicts=verdicts_on(session, row.item_id),
         policy=policy_of(session, row.policy_name),
         job=unfinished_job(session, row),
@@ -107,6 +111,14 @@ def view(session: Session, row: ItemRow) -> ItemView:
 def unfinished_job(session: Session, row: ItemRow) -> JobRow | None:
     job = session.get(JobRow, row.current_job_id) if row.current_job_id else None
     return None if job is None or job.state in FINAL_JOB_STATES else job
+
+
+def _outermost_points(session: Session, item_id: str) -> list[RecoveryPoint]:
+    """The newest and the oldest reachable point, in this order."""
+    reachable = select(PointRow).where(PointRow.item_id == item_id, PointRow.abandoned.is_(False)).limit(1)
+    newest = session.scalars(reachable.order_by(PointRow.wall_ns.desc())).first()
+    oldest = session.scalars(reachable.order_by(PointRow.wall_ns)).first()
+    return [row.point() for row in (newest, oldest) if row is not None]
 
 
 def _component(session: Session, component_id: str | None) -> ComponentRow | None:

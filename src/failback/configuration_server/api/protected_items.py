@@ -88,7 +88,7 @@ def _reading(services: Services) -> APIRouter:
 
     async def _listed(vault: Vault) -> dict[str, Any]:
         def look(session: Session) -> list[ItemView]:
-            return [view(session, row) for row in item_rows(session)]
+            return [view(session, row, full=False) for row in item_rows(session)]
 
         now = services.clock.wall_ns()
         return listed(item_resource(vault, one, now, full=False) for one in await services.database.look(look))
