@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import errno
 import fcntl
 import logging
@@ -66,6 +67,8 @@ class Frozen:
     def __init__(self, descriptors: list[int], channel: socket.socket, watchdog_pid: int, limit_seconds: float) -> None:
         self.watchdog_pid = watchdog_pid
         self.lost = ""
+        self.unsupported: tuple[str, ...] = ()
+        """Mount points of the plan whose file system knows no freeze: synced only."""
         self.ended = asyncio.Event()
         self.frozen_seconds = 0.0
         self._descriptors = descriptors
@@ -139,7 +142,7 @@ async def freeze(plan: FreezePlan, limit_seconds: float) -> Frozen:
     try:
         watchdog.lock_memory()
         channel.sendall(f"limit {limit_seconds}\n".encode("ascii"))
-        await asyncio.to_thread(_freeze_all, plan.mount_points, descriptors)
+        unsupported = await asyncio.to_thread(_freeze_all, plan.mount_points, descriptors)
     except (OSError, FreezeError, asyncio.CancelledError) as error:
         _undo(descriptors, channel)
         if isinstance(error, OSError):
@@ -154,7 +157,9 @@ async def freeze(plan: FreezePlan, limit_seconds: float) -> Frozen:
             remedy="try again, or allow more time",
             retryable=True,
         )
-    return Frozen(descriptors, channel, pid, left)
+    hold = Frozen(descriptors, channel, pid, left)
+    hold.unsupported = unsupported
+    return hold
 
 
 def _undo(descriptors: list[int], channel: socket.socket) -> None:
@@ -168,14 +173,17 @@ def _undo(descriptors: list[int], channel: socket.socket) -> None:
     logging.disable(logging.NOTSET)
 
 
-def _freeze_all(mount_points: tuple[str, ...], descriptors: list[int]) -> None:
-    """FIFREEZE once per superblock. The first failure raises; the caller thaws what was frozen."""
+def _freeze_all(mount_points: tuple[str, ...], descriptors: list[int]) -> tuple[str, ...]:
+    """FIFREEZE once per superblock; returns those that know no freeze, synced. The first failure raises; the caller thaws."""
+    unsupported: list[str] = []
     for path, descriptor in zip(mount_points, descriptors, strict=True):
         try:
             fcntl.ioctl(descriptor, watchdog.FIFREEZE, 0)
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP:
-                continue  # cannot be frozen: it was synced with the others' freeze as well as it can be
+                _sync_file_system(descriptor)
+                unsupported.append(path)
+                continue
             busy = error.errno == errno.EBUSY
             raise FreezeError(
                 f"{path} cannot be frozen: {error.strerror}",
@@ -183,21 +191,23 @@ def _freeze_all(mount_points: tuple[str, ...], descriptors: list[int]) -> None:
                 remedy="wait until it is thawed, then try again" if busy else "see the kernel's log",
                 retryable=busy,
             ) from error
+    return tuple(unsupported)
 
 
 def sync_other(paths: tuple[str, ...]) -> None:
     """syncfs of what cannot be frozen. Blocking."""
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
     for entry in paths:
         path = entry.rsplit(" (", 1)[0]
         if path.startswith("/") and os.path.isdir(path):
             descriptor = os.open(path, os.O_RDONLY)
             try:
-                libc.syncfs(descriptor)
+                _sync_file_system(descriptor)
             finally:
                 os.close(descriptor)
+
+
+def _sync_file_system(descriptor: int) -> None:
+    ctypes.CDLL(None).syncfs(descriptor)
 
 
 def _start_watchdog(mount_points: tuple[str, ...]) -> tuple[socket.socket, int]:

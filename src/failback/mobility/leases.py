@@ -17,7 +17,7 @@ from typing import Any
 
 from failback.errors import ConflictError, FailbackError, FreezeError
 from failback.mobility.config import MobilityConfig
-from failback.mobility.freeze import FreezePlan, Frozen, freeze, plan_for, run_script, sync_other
+from failback.mobility.freeze import Frozen, freeze, plan_for, run_script, sync_other
 from failback.mobility.marks import Placed
 from failback.mobility.memory import MemoryFile
 from failback.mobility.stream import Stream
@@ -75,7 +75,7 @@ class Leases:
                     await hold.thaw()
             finally:
                 await self._script(self._config.post_script, "app-consistent")
-            return self._marked(order, placed, running, hold.frozen_seconds, plan)
+            return self._marked(order, placed, running, hold.frozen_seconds, plan.not_freezable + hold.unsupported)
 
     async def freeze_lease(self, order: Order, progress: Callable[[int, int], None]) -> dict[str, Any]:
         arguments = records.decode(order.arguments, FreezeLease, "freeze-lease")
@@ -113,7 +113,7 @@ class Leases:
             self._hold = hold
             self._after = asyncio.create_task(self._after_lease(hold), name="freeze lease")
             self._changed()
-            return self._marked(order, placed, running, 0.0, plan)
+            return self._marked(order, placed, running, 0.0, plan.not_freezable + hold.unsupported)
 
     async def thaw(self, order: Order, progress: Callable[[int, int], None]) -> dict[str, Any]:
         await self.end()
@@ -145,10 +145,10 @@ class Leases:
             raise ConflictError("a freeze lease is held", remedy="wait for its end, or thaw first")
 
     def _marked(self, order: Order, placed: Placed, running: Running, frozen_seconds: float,
-                plan: FreezePlan) -> dict[str, Any]:  # fmt: skip
+                not_frozen: tuple[str, ...]) -> dict[str, Any]:  # fmt: skip
         marked = Marked(
             mark_id=order.arguments["mark_id"], epoch=running.stream.assignment.epoch, sequence=placed.sequence,
-            ring=placed.ring, frozen_milliseconds=round(frozen_seconds * 1000, 3), not_frozen=plan.not_freezable,
+            ring=placed.ring, frozen_milliseconds=round(frozen_seconds * 1000, 3), not_frozen=not_frozen,
         )  # fmt: skip
         encoded: dict[str, Any] = records.encode(marked)
         return encoded
