@@ -40,8 +40,11 @@ def disk(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         yield device, mount_point
     finally:
         thaw(mount_point)
-        for inner in (mount_point / "inner", mount_point):
-            subprocess.run(["umount", str(inner)], capture_output=True, check=False)
+        for place in (mount_point / "inner", mount_point):
+            deadline = time.monotonic() + 3  # a watchdog on its way out still holds the directory
+            while os.path.ismount(place) and time.monotonic() < deadline:
+                subprocess.run(["umount", str(place)], capture_output=True, check=False)
+                time.sleep(0.02)
         run("losetup", "-d", device)
 
 
