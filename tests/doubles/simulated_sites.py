@@ -41,6 +41,7 @@ from failback.runtime import records
 from failback.runtime.clock import SystemClock
 
 ITEM, MACHINE, PROCESS_SERVER, MASTER_TARGET = "item-1", "machine-1", "process-server-1", "master-target-1"
+NEWCOMER = "machine-2"
 CLOUD, HOME = "cloud-vm", "home-vm"
 HARDWARE = {CLOUD: "hw-cloud", HOME: "hw-home"}
 DISKS = ("disk-0", "disk-1")
@@ -232,7 +233,14 @@ class Components:
                 await self._agent(machine)
         await self._master_target()
 
+    async def _enrolled_anew(self) -> None:
+        """The disks of the chosen point know nothing of the item's agent: another component speaks from home."""
+        await self._heartbeat(HOME, NEWCOMER, Role.MOBILITY, HARDWARE[HOME], MobilityStatus())
+
     async def _agent(self, machine: str) -> None:
+        if machine == HOME and self._sites.read()["knobs"].get("enrolled anew"):
+            await self._enrolled_anew()
+            return
         orders, assignment = await self._heartbeat(
             machine, MACHINE, Role.MOBILITY, HARDWARE[machine], self._agent_status(machine)
         )

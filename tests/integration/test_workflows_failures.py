@@ -13,10 +13,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "doubles"))
 
-from simulated_sites import CLOUD, HOME, ITEM, REPROTECT_INPUTS
+from simulated_sites import CLOUD, HOME, ITEM, NEWCOMER, REPROTECT_INPUTS
 from workflow_driver import QUICK, Running, finished, outcome, running
 
 from failback.configuration_server.database import items
+from failback.configuration_server.database.components import ComponentRow
 from failback.configuration_server.database.jobs import JobRow
 from failback.configuration_server.jobs import store
 from failback.configuration_server.workflows.scheduled_points import ScheduledPoints
@@ -287,3 +288,25 @@ async def test_points_by_the_policy_are_made_once_a_stretch(run: Running) -> Non
     made = await asyncio.gather(schedule.look(), schedule.look())
     assert ["ledger"] in made
     assert outcome(run.database, run.sites)["world"]["log"].count("application-consistent mark") == 1
+
+
+async def test_a_machine_that_enrols_anew_at_home_is_heard_and_becomes_the_items_agent(run: Running) -> None:
+    """A point from before the first enrolment has no identity on its disks."""
+    await protected(run)
+    with run.database.write() as session:
+        session.add(
+            ComponentRow(component_id=NEWCOMER, role="mobility", hostname="ledger", hardware_id="hw-home", version="1",
+                         enrolled_wall_ns=1)
+        )  # fmt: skip
+    run.sites.knob("enrolled anew", True)
+    assert (
+        await done(run, "UnplannedFailover", {**FAILOVER, "selector": "point", "value": "before"})
+    ).state == "Succeeded"
+    assert (await done(run, "CommitFailover")).state == "Succeeded"
+    with run.database.read() as session:
+        item = items.get(session, ITEM)
+        assert (item.machine_id, item.live_side, item.protection_state) == (
+            NEWCOMER,
+            "onprem",
+            "UnplannedFailoverCommitted",
+        )

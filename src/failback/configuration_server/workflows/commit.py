@@ -9,6 +9,8 @@ import asyncio
 from functools import partial
 from typing import Any
 
+from sqlalchemy.orm import Session
+
 from failback.configuration_server.database import items
 from failback.configuration_server.database.items import ItemRow
 from failback.configuration_server.jobs.context import StepContext
@@ -69,13 +71,17 @@ async def commit(world: World, context: StepContext) -> dict[str, Any]:
     await carry_out_plainly(world, context, work)
     merged = await _merge(world, context, item)
 
-    def end(row: ItemRow) -> None:
+    def end(session: Session) -> None:
+        row = items.get(session, context.item_id)
+        anew = pieces.enrolled_at_home(session, row)
+        if anew is not None and anew.last_heartbeat_wall_ns > row.last_failover_wall_ns:
+            row.machine_id = anew.component_id
         if pieces.state_of(row) is State.COMMIT_PENDING:
             pieces.advance_item(row, Event.FAILOVER_COMMITTED)
         row.live_side, row.replicating = items.ON_PREMISES, False
         row.layer_key, row.pass_id, row.protection_stage = "", "", ""
 
-    await context.change_item(end)
+    await context.write(end)
     world.announce(await context.item())
     return {"bytes_merged": merged}
 

@@ -325,12 +325,13 @@ async def start_target(world: World, context: StepContext) -> dict[str, Any]:
 async def _twin_heard(context: StepContext, item: ItemRow, since_wall_ns: int) -> int | None:
     """Wall time of the first heartbeat from the on-premises hardware after ``since_wall_ns``."""
     row, _ = await pieces.agent(context, item)
-    if row is None:
-        return None
-    if item.on_premises_hardware_id == item.cloud_hardware_id:  # a fabric that keeps the SMBIOS UUID: any word counts
-        return row.last_heartbeat_wall_ns if row.last_heartbeat_wall_ns > since_wall_ns else None
-    matches = row.twin_hardware_id.lower() == item.on_premises_hardware_id.lower()
-    return row.twin_last_seen_wall_ns if matches and row.twin_last_seen_wall_ns > since_wall_ns else None
+    anew = await context.look(lambda session: pieces.enrolled_at_home(session, item))
+    heard = [anew.last_heartbeat_wall_ns] if anew is not None else []
+    if row is not None and row.twin_hardware_id.lower() == item.on_premises_hardware_id.lower():
+        heard.append(row.twin_last_seen_wall_ns)
+    if row is not None and item.on_premises_hardware_id == item.cloud_hardware_id:
+        heard.append(row.last_heartbeat_wall_ns)  # a fabric that keeps the SMBIOS UUID: any word counts
+    return next((wall_ns for wall_ns in heard if wall_ns > since_wall_ns), None)
 
 
 def _twin_silent() -> PeerError:

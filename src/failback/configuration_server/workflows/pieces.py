@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from failback.configuration_server.database import components, items
@@ -64,6 +65,17 @@ async def agent(context: StepContext, item: ItemRow) -> tuple[ComponentRow | Non
     if not row.last_heartbeat_wall_ns or row.role != Role.MOBILITY.value:
         return row, None
     return row, records.decode(row.status, MobilityStatus, "status of the mobility service")
+
+
+def enrolled_at_home(session: Session, item: ItemRow) -> ComponentRow | None:
+    """The mobility service that enrolled anew on the on-premises hardware: disks of a point from before the first enrolment
+    carry no identity, so the machine that boots from them is not the item's component."""
+    at_home = (
+        ComponentRow.role == Role.MOBILITY.value,
+        ComponentRow.hardware_id == item.on_premises_hardware_id.lower(),
+    )
+    found = session.scalars(select(ComponentRow).where(*at_home, ComponentRow.component_id != item.machine_id)).first()
+    return None if found is None or found.revoked else found
 
 
 async def replica(context: StepContext, item: ItemRow) -> ReplicaStatus | None:
