@@ -95,7 +95,7 @@ def assemble(session: CaptureSession, wanted: Wanted, compression: Compression) 
     elif wanted.up_to is not None:
         _take(session, content, wanted.up_to)
     else:
-        part = session.collect(wanted.limit_bytes, up_to=session.produced_position())
+        part = session.collect(wanted.limit_bytes)
         if part is not None:
             content.add(part)
     newest = time.monotonic_ns()
