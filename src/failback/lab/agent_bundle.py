@@ -13,7 +13,17 @@ from pathlib import Path
 import failback
 
 GUEST_PYTHON = "3.11"
-_PARTS = ("errors.py", "__init__.py", "__main__.py", "runtime", "model", "protocol", "transport", "mobility")
+_PARTS = (
+    "errors.py",
+    "__init__.py",
+    "__main__.py",
+    "serve.py",
+    "runtime",
+    "model",
+    "protocol",
+    "transport",
+    "mobility",
+)
 
 
 def build(cache: Path, say: Callable[[str], None]) -> Path:
