@@ -6,12 +6,12 @@ module is imported; it is listed here only for ``--help``.
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
 from failback import __version__
+from failback import serve as roles
 from failback.cli import component, event, item, job, mobility, operation, output, point
 
 app = typer.Typer(
@@ -61,10 +61,7 @@ app.add_typer(mobility.app, name="mobility")
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def serve(context: typer.Context) -> None:
     """Run one role: failback serve ROLE --config FILE."""
-    from failback import __main__
-
-    sys.argv = ["failback", "serve", *context.args]
-    raise typer.Exit(__main__.main())
+    raise typer.Exit(roles.serve(context.args))
 
 
 def _mount_lab() -> None:
