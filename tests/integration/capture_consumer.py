@@ -51,7 +51,12 @@ def main() -> None:
     replica = Replica(Path(replica_path))
     Follower(session, replica, limit=1 << 20).follow_until(stop)
     release(session.cursor())
-    print(json.dumps({"rereads": replica.rereads, "healed": session.counters().healed}), flush=True)
+    print(
+        json.dumps(
+            {"rereads": replica.rereads, "healed": session.counters().healed, "drops": session.counters().drops}
+        ),
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

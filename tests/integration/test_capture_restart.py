@@ -68,7 +68,7 @@ def test_killed_agents_lose_nothing(tmp_path: Path, ring_bytes: int) -> None:
         output, _ = agent.communicate("stop\n", timeout=60)
         assert agent.returncode == 0
         if ring_bytes < 1 << 20:
-            assert json.loads(output)["rereads"] > 0
+            assert json.loads(output)["drops"] > 0  # of all agents: the counter is pinned
         assert is_identical(device, tmp_path / "replica")
 
 
