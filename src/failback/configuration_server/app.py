@@ -10,12 +10,15 @@ import asyncio
 from dataclasses import dataclass
 
 from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.exceptions import HTTPException
 
 from failback import __version__
-from failback.configuration_server.api import arm_router
+from failback.configuration_server.api import arm_router, faults
+from failback.configuration_server.api.gate import Gate
 from failback.configuration_server.api.readiness import preflight_of
 from failback.configuration_server.api.services import Services, SiteFabric, Surroundings
 from failback.configuration_server.api.sign_in import signed_in
@@ -125,6 +128,7 @@ def _application(services: Services, desk: EnrolmentDesk, registry: Registry) ->
     application.include_router(component_router(desk, registry, services.clock))
     application.include_router(token_router(desk), dependencies=[Depends(signed_in(services))])
     application.include_router(arm_router(services))
+    application.add_middleware(Gate, services=services)
     _add_health(application, services.database)
     _add_errors(application)
     return application
@@ -146,6 +150,14 @@ def _add_errors(application: FastAPI) -> None:
     @application.exception_handler(FailbackError)
     async def known(_request: Request, error: FailbackError) -> JSONResponse:
         return error_response(error)
+
+    @application.exception_handler(HTTPException)
+    async def refused(_request: Request, error: HTTPException) -> JSONResponse:
+        return faults.refused(error)
+
+    @application.exception_handler(RequestValidationError)
+    async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
+        return faults.answer(faults.invalid(error))
 
     @application.exception_handler(Exception)
     async def unknown(request: Request, error: Exception) -> JSONResponse:

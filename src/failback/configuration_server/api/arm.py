@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import Depends, Request
 
@@ -51,8 +52,8 @@ class Vault:
         return self.resource("replicationJobs", job_id)
 
     def url(self, resource_id: str) -> str:
-        """Absolute URL of an id, for Location and nextLink."""
-        return f"{self.base_url}{resource_id}?api-version={self.api_version}"
+        """Absolute URL of an id, for Location and nextLink: names and version are the caller's words, so quoted."""
+        return f"{self.base_url}{quote(resource_id)}?api-version={quote(self.api_version)}"
 
 
 def _vault(request: Request, subscription: str, resource_group: str, vault: str) -> Vault:

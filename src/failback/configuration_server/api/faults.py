@@ -14,8 +14,10 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 
 from failback import errors
+from failback.configuration_server.enrolment.routes import TOO_LARGE
 from failback.runtime import logs
 
 log = logs.get(__name__)
@@ -34,6 +36,8 @@ _STATUSES: tuple[tuple[type[errors.FailbackError], int], ...] = (
 
 
 def status_of(error: errors.FailbackError) -> int:
+    if error.code == TOO_LARGE:
+        return 413
     return next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
 
 
@@ -73,12 +77,21 @@ class FaultRoute(APIRoute):
             except errors.FailbackError as error:
                 return answer(error)
             except RequestValidationError as error:
-                return answer(_invalid(error))
+                return answer(invalid(error))
 
         return guarded
 
 
-def _invalid(error: RequestValidationError) -> errors.ConfigurationError:
+def refused(error: HTTPException) -> JSONResponse:
+    """What the framework answers by itself (no such path, another method), in our form."""
+    known = {404: ("ResourceNotFound", "nothing is served at this path"),
+             405: ("MethodNotAllowed", "this path does not know the method")}  # fmt: skip
+    code, sentence = known.get(error.status_code, ("RequestFailed", str(error.detail)))
+    body = error_body(errors.FailbackError(sentence, code=code, remedy="see docs/api for the paths"))
+    return JSONResponse(body, error.status_code, error.headers)
+
+
+def invalid(error: RequestValidationError) -> errors.ConfigurationError:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first.get("loc", ()) if part != "body")
     return errors.ConfigurationError(

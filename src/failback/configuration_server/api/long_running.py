@@ -8,6 +8,7 @@ clients poll for ever.
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
@@ -54,7 +55,7 @@ def accepted(vault: Vault, resource_id: str, job_id: str) -> Response:
         "Location": vault.url(f"{resource_id}/operationresults/{job_id}"),
         "Azure-AsyncOperation": vault.url(vault.resource("replicationOperationStatus", job_id)),
         "Retry-After": str(RETRY_AFTER_SECONDS),
-        "x-ms-request-id": vault.job(job_id),
+        "x-ms-request-id": quote(vault.job(job_id)),
     }
     return Response(status_code=202, headers=headers)
 

@@ -28,6 +28,7 @@ log = logs.get(__name__)
 
 TOO_MANY_ATTEMPTS = "TooManyAttempts"
 TOKEN_LIFE_SECONDS = 24 * 3600.0
+LONGEST_TOKEN_LIFE_SECONDS = 30 * 24 * 3600.0
 
 
 class EnrolmentDesk:
@@ -67,7 +68,11 @@ class EnrolmentDesk:
     async def make_token(
         self, role: Role | None = None, life_seconds: float = TOKEN_LIFE_SECONDS, *, caller: str = ""
     ) -> str:
-        """A one-time token; it is shown once and stored as a hash."""
+        """A one-time token; it is shown once and stored as a hash. Raises ConfigurationError."""
+        if role is Role.CONFIGURATION_SERVER:
+            raise ConfigurationError("a configuration server does not enrol at another one")
+        if not life_seconds <= LONGEST_TOKEN_LIFE_SECONDS:
+            raise ConfigurationError(f"a token lives at most {LONGEST_TOKEN_LIFE_SECONDS:.0f} s")
         token = secrets.new_token()
         now = self._clock.wall_ns()
         row = EnrolmentTokenRow(

@@ -38,7 +38,10 @@ PEER = "failback.peer"
 ROUND_TRIP = "failback.round_trip_seconds"
 """ASGI scope key: the connection's smoothed round trip as the kernel measures it."""
 
-LARGEST_BODY_BYTES = 32 << 20
+LARGEST_HEARTBEAT_BYTES = 32 << 20
+LARGEST_BODY_BYTES = 64 << 10
+"""Of an enrolment (anybody may send one) and a request for a token."""
+TOO_LARGE = "RequestTooLarge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ def component_router(desk: EnrolmentDesk, registry: Registry, clock: Clock) -> A
                 raise AuthenticationError(
                     "a heartbeat needs the component's client certificate", remedy="enrol the component"
                 )
-            said = await _body(request, Heartbeat)
+            said = await _body(request, Heartbeat, LARGEST_HEARTBEAT_BYTES)
             skew = (said.wall_ns - clock.wall_ns()) / 1e9 + request.scope.get(ROUND_TRIP, 0.0) / 2
             if said.role is not peer.role:
                 raise AuthenticationError(f"the certificate is for a {peer.role.value}, not a {said.role.value}")
@@ -100,18 +103,23 @@ def token_router(desk: EnrolmentDesk) -> APIRouter:
     return router
 
 
-async def _body(request: Request, kind: type[T]) -> T:
+async def _body(request: Request, kind: type[T], limit_bytes: int = LARGEST_BODY_BYTES) -> T:
     """The request's body, bounded and parsed. Raises ConfigurationError."""
     content = bytearray()
     async for chunk in request.stream():
         content += chunk
-        if len(content) > LARGEST_BODY_BYTES:
-            raise ConfigurationError(f"the request is larger than {LARGEST_BODY_BYTES} bytes")
+        if len(content) > limit_bytes:
+            raise ConfigurationError(f"the request is larger than {limit_bytes} bytes", code=TOO_LARGE)
     try:
-        table = json.loads(bytes(content))
-    except ValueError as error:
+        table = json.loads(bytes(content), parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"the request is not JSON: {error}") from error
     return records.decode(table, kind, "request")
+
+
+def _no_number(word: str) -> float:
+    """NaN and the infinities are no JSON, could not be shown again and compare with nothing."""
+    raise ValueError(f"{word} is not a number")
 
 
 async def _answer(work: Callable[[], Awaitable[Any]]) -> JSONResponse:
@@ -124,6 +132,8 @@ async def _answer(work: Callable[[], Awaitable[Any]]) -> JSONResponse:
 def status_of(error: FailbackError) -> int:
     if error.code == TOO_MANY_ATTEMPTS:
         return 429
+    if error.code == TOO_LARGE:
+        return 413
     statuses: tuple[tuple[type[FailbackError], int], ...] = (
         (AuthenticationError, 401),
         (ConfigurationError, 400),
