@@ -192,6 +192,37 @@ def test_a_restarted_pass_goes_on_where_everything_before_was_answered() -> None
     assert later.next_chunk() == passes.Chunk(0, 512, 512)
 
 
+def test_a_chunk_that_is_still_being_hashed_is_asked_for_again_after_a_restart() -> None:
+    """A slow disk and a quick link: everything sent is answered while the next chunks are on their way through the hashing."""
+    sync = passes.SyncPass(PassId("p"), [disk(0, 2000, SyncMode.COMPARE), disk(1, 2000, SyncMode.COMPARE)])
+    first, second, third = (sync.next_chunk() for _ in range(3))
+    assert first is not None and second is not None and third is not None
+    sync.sent(1, first)
+    sync.answered(answer(1, first, b""))
+    assert sync.resume_blocks() == {0: 512, 1: 0}
+    sync.sent(2, second)
+    sync.sent(3, third)
+    sync.answered(answer(2, second, b""))
+    sync.answered(answer(3, third, b""))
+    assert sync.resume_blocks() == {0: 1536, 1: 0}
+
+
+def test_what_was_hashed_for_a_replaced_pass_does_not_count_for_the_new_one() -> None:
+    """Writes were missed in mid-pass: everything is compared anew, with digests made after that."""
+    old = passes.SyncPass(PassId("p"), [disk(0, 1024, SyncMode.COMPARE)])
+    stale = old.next_chunk()
+    new = passes.SyncPass(PassId("p"), [disk(0, 1024, SyncMode.COMPARE)])
+    fresh = new.next_chunk()
+    assert stale is not None and fresh == stale
+    assert not new.owns(stale) and new.owns(fresh)
+    with pytest.raises(ValueError, match="another pass"):
+        new.sent(1, stale)
+    new.sent(2, fresh)
+    assert not new.owns(fresh)
+    new.answered(answer(2, fresh, b""))
+    assert not new.read
+
+
 @pytest.mark.parametrize(
     ("sync", "done", "fresh", "compare_all", "sent_before", "start", "mode"),
     [
@@ -204,6 +235,8 @@ def test_a_restarted_pass_goes_on_where_everything_before_was_answered() -> None
         (SyncMode.NONE, False, False, False, False, True, SyncMode.NONE),  # another process server: the unlanded only
         (SyncMode.NONE, False, True, False, False, True, SyncMode.COMPARE),  # the same after a reboot
         (SyncMode.COMPARE, True, False, True, True, True, SyncMode.COMPARE),  # writes were missed
+        (SyncMode.FULL, False, False, True, True, True, SyncMode.COMPARE),  # missed in a full copy, then a restart
+        (SyncMode.FULL, False, True, True, False, True, SyncMode.FULL),  # all of it is to come anyway
     ],
 )
 def test_what_is_read_when_a_stream_begins(  # noqa: PLR0917

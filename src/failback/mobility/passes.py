@@ -49,7 +49,8 @@ def decide(
     modes = []
     for disk in assignment.disks:
         mode = disk.sync if assigned and not done else SyncMode.NONE
-        if (mode is SyncMode.NONE and compare_all) or (mode is SyncMode.FULL and fresh_ring and sent_before):
+        begun = mode is SyncMode.FULL and (sent_before if fresh_ring else compare_all)  # and cannot simply go on
+        if (mode is SyncMode.NONE and compare_all) or begun:
             mode = SyncMode.COMPARE
         modes.append((disk, mode))
     return Decided(done=done, start=compare_all or (assigned and not done), compare_all=compare_all, modes=tuple(modes))
@@ -110,6 +111,8 @@ class SyncPass:
             if index in self.disks:
                 state = self.disks[index]
                 state.next_block = state.answered_blocks = min(block, state.blocks)
+        self._taken: list[Chunk] = []
+        """Given out by ``next_chunk`` and not sent yet."""
         self._unanswered: dict[int, _Unanswered] = {}
 
     @property
@@ -121,6 +124,12 @@ class SyncPass:
         """What to hash next; None when nothing is left or enough is unanswered. The chunk counts as taken."""
         if len(self._unanswered) >= MOST_UNANSWERED:
             return None
+        chunk = self._next_chunk()
+        if chunk is not None:
+            self._taken.append(chunk)
+        return chunk
+
+    def _next_chunk(self) -> Chunk | None:
         for state in self.disks.values():
             if state.mode is not SyncMode.COMPARE:
                 continue
@@ -133,12 +142,16 @@ class SyncPass:
                 return chunk
         return None
 
-    def put_back(self, chunk: Chunk) -> None:
-        """The chunk was taken and not sent."""
-        self.disks[chunk.disk_index].again.append(chunk)
-
     def sent(self, sequence: int, chunk: Chunk) -> None:
+        """Raises ValueError for a chunk that this pass did not give out (see ``owns``)."""
+        if not self.owns(chunk):
+            raise ValueError(f"chunk {chunk} belongs to another pass")
+        self._taken = [taken for taken in self._taken if taken is not chunk]
         self._unanswered[sequence] = _Unanswered(chunk)
+
+    def owns(self, chunk: Chunk) -> bool:
+        """Whether this very chunk was given out here: one that was hashed for a pass before this one proves nothing now."""
+        return any(taken is chunk for taken in self._taken)
 
     def landed(self, sequence: int, now: float) -> None:
         """Items up to ``sequence`` landed: answers are due. Chunks whose answer is overdue are taken up again."""
@@ -147,7 +160,7 @@ class SyncPass:
                 waiting.landed_at = now
             elif waiting.landed_at is not None and now - waiting.landed_at > ANSWER_SECONDS:
                 del self._unanswered[number]
-                self.put_back(waiting.chunk)
+                self.disks[waiting.chunk.disk_index].again.append(waiting.chunk)
 
     def answered(self, reply: DigestReply) -> Chunk | None:
         """Take a reply; the chunk whose differing blocks are to be marked, or None for one that nobody waits for."""
@@ -175,7 +188,7 @@ class SyncPass:
             open_blocks = [
                 item.chunk.first_block for item in self._unanswered.values() if item.chunk.disk_index == index
             ]
-            open_blocks += [chunk.first_block for chunk in state.again]
+            open_blocks += [chunk.first_block for chunk in (*state.again, *self._taken) if chunk.disk_index == index]
             low[index] = min([state.next_block, *open_blocks])
         return low
 

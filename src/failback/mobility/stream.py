@@ -237,7 +237,7 @@ class Stream:
 
     def _on_refused(self, error: FailbackError) -> None:
         self.problem = "" if error.retryable else f"{error.code}: {error.message}"
-        if error.code == "JournalReplaced":
+        if error.code in ("JournalReplaced", "RedoDamaged"):
             self._memory.update(compare_all=True, compared_blocks={})
         self._changed()
 
@@ -546,8 +546,8 @@ class Stream:
         await self._batch(up_to=position, mark=mark)
 
     async def _digests(self, hashed: Hashed) -> None:
-        if self._pass is None:
-            return
+        if self._pass is None or not self._pass.owns(hashed.chunk):
+            return  # hashed for a pass that another one replaced
         for block in hashed.unreadable:
             await self._call(self._session.mark_dirty, hashed.chunk.disk_index, block, 1)
         sequence, position = self._outstanding.next_sequence, self._session.cursor()
