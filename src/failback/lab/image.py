@@ -26,7 +26,6 @@ from failback.errors import FabricError
 Say = Callable[[str], None]
 
 SUITE = "bookworm"
-DEFAULT_MIRROR = ""
 SYSTEM_DISK_BYTES = 1 << 30
 PACKAGES = (
     "systemd-sysv", "udev", "dbus", "python3", "linux-image-cloud-amd64", "libbpf1",
@@ -129,7 +128,7 @@ def make_ext4(disk: Path, label: str, size_bytes: int, content: Path) -> None:
 
 def _build_root(tarball: Path, say: Say) -> None:
     say("building the guest's root (Debian 12, mmdebstrap): about a minute, once")
-    mirror = os.environ.get("FAILBACK_LAB_MIRROR", DEFAULT_MIRROR)
+    mirror = os.environ.get("FAILBACK_LAB_MIRROR", "")
     partial = tarball.with_suffix(".partial.tar")
     scratch = tarball.with_suffix(".hook")
     scratch.write_text(_INITRAMFS_HOOK)
