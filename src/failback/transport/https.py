@@ -1,6 +1,7 @@
 """A small HTTPS client for the component API of the configuration server: JSON in, JSON out, one kept-alive connection.
 
 The standard library's client, so that a protected machine needs nothing more. It blocks: callers run it in a thread.
+The server is known by its name *and* its role: other components have certificates of the same CA.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import json
 import socket
 import ssl
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from failback.errors import AuthenticationError, ConfigurationError, FailbackError, PeerError, from_dict
+from failback.model.components import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,20 @@ class ControlConfig:
     """Names and addresses under which other components reach this one (server roles)."""
 
 
+class _ConfigurationServerSocket(ssl.SSLSocket):
+    """A connection that is refused, before a byte is sent, unless the peer's certificate names a configuration server."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        super().do_handshake(block)
+        certificate: Any = self.getpeercert() or {}
+        subject = {name: value for parts in certificate.get("subject", ()) for name, value in parts}
+        role = subject.get("organizationalUnitName", "")
+        if role != Role.CONFIGURATION_SERVER.value:
+            error = ssl.SSLCertVerificationError(1, "the peer is no configuration server")
+            error.verify_message = f"it belongs to a component of role {role!r}, not to a configuration server"
+            raise error
+
+
 class HttpsClient:
     """One connection, re-opened when it broke. Not for use by two threads at once."""
 
@@ -39,8 +56,10 @@ class HttpsClient:
         if parts.scheme != "https" or not parts.hostname:
             raise ConfigurationError(f"{url!r} is not an https URL", remedy='set url = "https://HOST:PORT"')
         self._host, self._port = parts.hostname, parts.port or 443
+        self._certificate = certificate[0] if certificate else None
         try:
             self._context = ssl.create_default_context(cafile=str(ca_file))
+            self._context.sslsocket_class = _ConfigurationServerSocket
             if certificate is not None:
                 self._context.load_cert_chain(*certificate)
         except (OSError, ssl.SSLError) as error:
@@ -68,13 +87,40 @@ class HttpsClient:
             ) from error
         except (OSError, http.client.HTTPException) as error:
             self.close()
+            if isinstance(error, (ssl.SSLError, ConnectionError)) and not isinstance(error, ConnectionRefusedError):
+                self._check_own_certificate()  # the peer ended the connection: the alert that says why may be lost
             raise PeerError(
                 f"the configuration server at {self._host}:{self._port} does not answer: {error or type(error).__name__}",
                 remedy="check that it runs and that the port is open from here",
             ) from error
-        if status == 200:
+        if status != 200:
+            raise _error(status, content)
+        try:
             return json.loads(content)
-        raise _error(status, content)
+        except ValueError as error:
+            raise PeerError(
+                f"{self._host}:{self._port} answers what is not JSON",
+                possible_causes="something else listens at this address",
+                remedy="check url in [configuration_server]",
+            ) from error
+
+    def _check_own_certificate(self) -> None:
+        """Raises AuthenticationError when the certificate that this side shows is over."""
+        if self._certificate is None:
+            return
+        from cryptography import x509
+
+        try:
+            end = x509.load_pem_x509_certificate(self._certificate.read_bytes()).not_valid_after_utc
+        except (OSError, ValueError):
+            return
+        if end <= datetime.now(UTC):
+            raise AuthenticationError(
+                f"this component's certificate has expired on {end:%Y-%m-%d}",
+                code="CertificateExpired",
+                possible_causes="it was enrolled more than a year ago, or this machine's clock is wrong",
+                remedy=f"remove {self._certificate.parent} and enrol again (passphrase_file); the component id stays",
+            )
 
     def _exchange(self, path: str, encoded: bytes, timeout_seconds: float) -> tuple[int, bytes]:
         fresh = self._connection is None
@@ -115,6 +161,6 @@ def _error(status: int, content: bytes) -> FailbackError:
     message = str(fields.get("message") or f"the configuration server answered with status {status}")
     if status in (401, 403):
         return AuthenticationError(message, remedy=str(fields.get("remedy", "enrol this component again")))
-    if status >= 500:
+    if not 400 <= status < 500:
         return PeerError(message, remedy=str(fields.get("remedy", "see the configuration server's log")))
     return from_dict({**{key: str(value) for key, value in fields.items()}, "message": message})

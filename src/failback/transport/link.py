@@ -100,7 +100,8 @@ async def open_link(
         raise _away(endpoint, "no answer") from None
     except ssl.SSLCertVerificationError as error:
         raise AuthenticationError(
-            f"{endpoint.host}:{endpoint.port} shows a certificate that our CA did not issue: {error.verify_message}",
+            f"the certificate of {endpoint.host}:{endpoint.port} is not trusted: {error.verify_message}",
+            possible_causes="another machine has the address, its certificate has expired, or a clock is wrong",
             remedy="check that the address is that of our server, then enrol it again",
         ) from error
     except OSError as error:

@@ -87,7 +87,7 @@ def refused(error: HTTPException) -> JSONResponse:
     known = {404: ("ResourceNotFound", "nothing is served at this path"),
              405: ("MethodNotAllowed", "this path does not know the method")}  # fmt: skip
     code, sentence = known.get(error.status_code, ("RequestFailed", str(error.detail)))
-    body = error_body(errors.FailbackError(sentence, code=code, remedy="see docs/api for the paths"))
+    body = error_body(errors.FailbackError(sentence, code=code, remedy="check path and method"))
     return JSONResponse(body, error.status_code, error.headers)
 
 

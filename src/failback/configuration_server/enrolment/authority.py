@@ -3,6 +3,9 @@
 Component certificates: subject CN = component id, OU = role, SANs = addresses, one year, for both ends of a link. Only the
 public key of a signing request is used; what it says of its subject is not believed. Validity begins a day early, so
 that a component whose clock is behind can still connect and be told so.
+
+No component can pose as the configuration server, whatever addresses it enrols with: names of the server's own certificate
+are left out (links compare ids, not names), wildcards are refused, and an agent's certificate is for the client's end only.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ class Authority:
         self.directory = directory
         self._key = key
         self._certificate = certificate
+        self._own_names: frozenset[object] = frozenset()
         self.ca_pem = certificate.public_bytes(serialization.Encoding.PEM).decode("ascii")
 
     @property
@@ -87,12 +91,15 @@ class Authority:
             raise AuthenticationError(f"the certificate signing request cannot be read: {error}") from error
         if not valid or not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
             raise AuthenticationError("the certificate signing request is not signed by its own EC P-256 key")
+        if any("*" in address for address in addresses):
+            raise ConfigurationError("a component's addresses are its own: no wildcards", remedy="correct addresses")
         return self._sign(public, component_id, role, addresses)
 
     def issue_server(self, directory: Path, component_id: str, addresses: tuple[str, ...]) -> tuple[Path, Path]:
         """This server's own certificate and key in ``directory``; renewed when names changed or it ends soon."""
         certificate_path, key_path = directory / "certificate.pem", directory / "key.pem"
         wanted = _unique((*addresses, "localhost", "127.0.0.1", "::1"))
+        self._own_names = frozenset(_compared(name) for name in _names(wanted))
         if certificate_path.exists() and key_path.exists() and self._good(certificate_path, component_id, wanted):
             return certificate_path, key_path
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -130,6 +137,13 @@ class Authority:
                 x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, role.value),
             ]
         )
+        purposes = [ExtendedKeyUsageOID.CLIENT_AUTH]
+        names: list[x509.GeneralName] = []
+        if role is not Role.MOBILITY:
+            purposes.append(ExtendedKeyUsageOID.SERVER_AUTH)
+            names = _names(addresses)
+        if role is not Role.CONFIGURATION_SERVER:
+            names = [name for name in names if _compared(name) not in self._own_names]
         builder = (
             x509.CertificateBuilder()
             .subject_name(subject)
@@ -140,14 +154,10 @@ class Authority:
             .not_valid_after(end)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(authority=False), critical=True)
-            .add_extension(
-                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]),
-                critical=False,
-            )
+            .add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
             .add_extension(_issuer_id(self._certificate), critical=False)
         )
-        names = _names(addresses)
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         certificate = builder.sign(self._key, hashes.SHA256())
@@ -197,6 +207,10 @@ def _names(addresses: tuple[str, ...]) -> list[x509.GeneralName]:
                 ) from None
             names.append(x509.DNSName(address))
     return names
+
+
+def _compared(name: x509.GeneralName) -> object:
+    return name.value.lower() if isinstance(name, x509.DNSName) else name
 
 
 def _unique(addresses: tuple[str, ...]) -> tuple[str, ...]:
