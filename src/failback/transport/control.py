@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from failback import __version__
-from failback.errors import AuthenticationError, FailbackError, PeerError, StaleEpochError
+from failback.errors import FailbackError, StaleEpochError
 from failback.model.components import Heartbeat, HeartbeatReply, Order, OrderReport, OrderState
 from failback.model.ids import OrderId
 from failback.runtime import host, logs, records
@@ -115,8 +115,8 @@ class ControlLoop(Generic[Assignment]):
         while True:
             await pause()
             try:
-                reply = await self._exchange(client, wait_seconds)
-            except (PeerError, AuthenticationError) as error:
+                self._take(await self._exchange(client, wait_seconds), group)
+            except FailbackError as error:  # away, refused, or of a version that speaks otherwise: the work goes on
                 if failing != error.message:
                     log.warning("no heartbeat", reason=error.message, remedy=error.remedy)
                     failing = error.message
@@ -127,7 +127,6 @@ class ControlLoop(Generic[Assignment]):
                 log.info("heartbeat is back")
                 failing = ""
             backoff = 0.5
-            self._take(reply, group)
 
     async def _exchange(self, client: HttpsClient, wait_seconds: float) -> HeartbeatReply:
         heartbeat = Heartbeat(
@@ -193,7 +192,7 @@ class ControlLoop(Generic[Assignment]):
             report = OrderReport(order.order_id, OrderState.SUCCEEDED, result)
         except FailbackError as error:
             report = OrderReport(order.order_id, OrderState.FAILED, error=error.as_dict())
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # the border of one order: it fails, the component goes on
             log.exception("order failed unexpectedly", kind=order.kind, order_id=order.order_id)
             wrapped = FailbackError(f"{order.kind} failed: {error!r}", remedy="see the component's log")
             report = OrderReport(order.order_id, OrderState.FAILED, error=wrapped.as_dict())
@@ -233,12 +232,23 @@ class ControlLoop(Generic[Assignment]):
                 await self._apply(assignment)
             except FailbackError as error:
                 log.error("assignment could not be taken", code=error.code, reason=error.message, remedy=error.remedy)
-                await asyncio.sleep(2.0)
-                self._offer.set()  # the same one again, or a newer one
+                await self._offer_again()
+                continue
+            except OSError:
+                log.exception("assignment could not be taken")
+                await self._offer_again()
                 continue
             self._taken_generation = generation
-            await asyncio.to_thread(self._remember, generation, assignment)
+            try:
+                await asyncio.to_thread(self._remember, generation, assignment)
+            except OSError as error:
+                log.error("assignment cannot be remembered: a restart will not know it", reason=str(error))
             self.nudge()
+
+    async def _offer_again(self) -> None:
+        """The same one again, or a newer one, in a moment."""
+        await asyncio.sleep(2.0)
+        self._offer.set()
 
     def _remember(self, generation: int, assignment: Assignment) -> None:
         if self._file is None:
@@ -265,7 +275,7 @@ class ControlLoop(Generic[Assignment]):
                 log.warning("remembered assignment belongs to other hardware and is ignored")
                 return
             assignment = records.decode(stored["assignment"], self._kind, str(self._file))
-        except (json.JSONDecodeError, KeyError, FailbackError) as error:
+        except (OSError, ValueError, KeyError, TypeError, FailbackError) as error:
             log.warning("remembered assignment cannot be read and is ignored", reason=str(error))
             return
         self._offered = (0, assignment)
