@@ -9,6 +9,7 @@ One thread calls; after an exception the state is taken anew from the files, so 
 from __future__ import annotations
 
 import bisect
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,9 +21,11 @@ import numpy as np
 import zstandard
 
 from failback.block.device import BlockDevice
-from failback.errors import IntegrityError
+from failback.block.raw import storage_error
+from failback.errors import FailbackError, IntegrityError, ProtocolError
 from failback.journal import last_write, pacing
 from failback.journal.catalogue import Applied, Catalogue, Interval, Mark
+from failback.journal.damage import REDO_DAMAGED
 from failback.journal.digests import compare
 from failback.journal.redo import RedoLog, RedoRecord
 from failback.journal.undo import Preserver, UndoFile, UndoFolder
@@ -46,6 +49,8 @@ class Group:
     """Consecutive batches that are written as one."""
 
     records: list[RedoRecord] = field(default_factory=list)
+    batches: list[Batch] = field(default_factory=list)
+    payloads: list[memoryview] = field(default_factory=list)
     decisions: list[pacing.Decision] = field(default_factory=list)
 
     @property
@@ -81,6 +86,8 @@ class Applier:
         self.advanced = threading.Condition()
         """Notified whenever the durable applied position advanced."""
         self.published = 0
+        self.up_to: int | None = None
+        """The last record that may be applied; None: all."""
         self._file: UndoFile | None = None
         self._load()
 
@@ -120,13 +127,22 @@ class Applier:
 
     @property
     def behind(self) -> int:
-        """Landed records that are not written yet."""
-        return self._redo.synced_ordinal - self.written.ordinal
+        """Landed records that are not written yet and may be."""
+        last = self._redo.synced_ordinal if self.up_to is None else min(self._redo.synced_ordinal, self.up_to)
+        return max(0, last - self.written.ordinal)
+
+    def forget(self) -> None:
+        """The catalogue was changed by another hand: take everything from the files before the next step."""
+        self._stale = True
 
     # --- stepping ---------------------------------------------------------------------------------------------------
 
     def step(self) -> bool:
-        """Apply the next group; False when there was nothing to do. Raises StorageError, IntegrityError."""
+        """Apply the next group; False when there was nothing to do.
+
+        Raises StorageError, and IntegrityError ``RedoDamaged`` when the next record cannot be used: then everything before it
+        is durable, and a point if it can be one.
+        """
         with self._restarting():
             group = self._collect()
             if group is None:
@@ -163,21 +179,42 @@ class Applier:
     def _collect(self) -> Group | None:
         group = Group()
         total = 0
-        for record in self._redo.read_after(self.written.ordinal):
-            header = record.item.header
-            if header.type is FrameType.DIGESTS:
-                if not group.records:
-                    group.records.append(record)
-                break
-            if group.records and total + header.payload_raw_bytes > GROUP_BYTES:
-                break
-            decision = self._decide(header)
-            group.records.append(record)
-            group.decisions.append(decision)
-            total += header.payload_raw_bytes
-            if decision.point is not None or total >= GROUP_BYTES:
-                break
+        try:
+            for record in self._redo.read_after(self.written.ordinal, self.up_to):
+                header = record.item.header
+                if header.type is FrameType.DIGESTS:
+                    record.item.verify()
+                    if not group.records:
+                        group.records.append(record)
+                    break
+                if group.records and total + header.payload_raw_bytes > GROUP_BYTES:
+                    break
+                batch = decode(record)
+                payload = payload_of(batch)
+                decision = self._decide(header)
+                group.records.append(record)
+                group.batches.append(batch)
+                group.payloads.append(payload)
+                group.decisions.append(decision)
+                total += header.payload_raw_bytes
+                if decision.point is not None or total >= GROUP_BYTES:
+                    break
+        except (IntegrityError, ProtocolError, OSError) as error:
+            if not group.records:
+                raise self._unusable(error) from error
         return group if group.records else None
+
+    def _unusable(self, error: IntegrityError | ProtocolError | OSError) -> FailbackError:
+        """The next record is damaged: keep what was reached before it."""
+        if isinstance(error, OSError) and error.errno not in (errno.EIO, errno.ENOENT):
+            return storage_error("cannot read the redo log", error)
+        self.publish()
+        return IntegrityError(
+            f"redo record {self.written.ordinal + 1} cannot be used: {error}",
+            code=REDO_DAMAGED,
+            possible_causes="the retention volume lost or changed bytes that were durable",
+            remedy="the machine's disks are compared by hash under a new epoch; check the retention volume",
+        )
 
     def _decide(self, header: ItemHeader) -> pacing.Decision:
         pace = pacing.Pace(self._last_point_wall_ns, self._after_pass)
@@ -188,11 +225,10 @@ class Applier:
     # --- writing ----------------------------------------------------------------------------------------------------
 
     def _write(self, group: Group) -> None:
-        batches = [decode(record) for record in group.records]
-        resolved = last_write.resolve([last_write.extent_table(batch.extents) for batch in batches])
+        resolved = last_write.resolve([last_write.extent_table(batch.extents) for batch in group.batches])
         saved = sum(self._preserver.preserve(disk, pieces.offset, pieces.end) for disk, pieces in resolved.items())
         self._preserver.sync()
-        payloads = Payloads([payload_of(batch) for batch in batches])
+        payloads = Payloads(group.payloads)
         for disk, pieces in resolved.items():
             self._unflushed_bytes += write_pieces(self._devices[disk], pieces, payloads)
         for record, decision in zip(group.records, group.decisions, strict=True):
@@ -213,7 +249,6 @@ class Applier:
         )
 
     def _compare(self, record: RedoRecord) -> None:
-        record.item.verify()
         digests = record.item.decode()
         if isinstance(digests, Digests) and digests.epoch == self._catalogue.get("epoch"):
             reply = compare(digests, self._devices[digests.disk_index])
@@ -304,7 +339,7 @@ def decode(record: RedoRecord) -> Batch:
     record.item.verify()
     batch = record.item.decode()
     if not isinstance(batch, Batch):
-        raise IntegrityError(f"redo record {record.ordinal} is no batch", code="RedoDamaged")
+        raise IntegrityError(f"redo record {record.ordinal} is no batch", code=REDO_DAMAGED)
     return batch
 
 

@@ -187,6 +187,9 @@ class Catalogue:
             interval.file,
         )
 
+    def newest_interval(self) -> int:
+        return int(self._execute("SELECT max(interval_id) FROM intervals")[0][0] or 0)
+
     def remove_interval(self, interval_id: int) -> None:
         self._execute("DELETE FROM intervals WHERE interval_id = ?", interval_id)
 

@@ -7,16 +7,19 @@ else the point itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from failback.errors import ConflictError, NotFoundError
+from failback.errors import ConflictError, IntegrityError, NotFoundError, ProtocolError
 from failback.journal.catalogue import CataloguedPoint
-from failback.journal.redo import RedoLog
+from failback.journal.redo import RedoLog, RedoRecord
 from failback.journal.rollback import Destination
 from failback.model.ids import PointId, new_id
 from failback.model.points import PointChoice, PointKind, PointSelector, RecoveryPoint
 from failback.model.stream import GapCause
 from failback.protocol.layout import FrameType
+from failback.runtime import logs
+
+log = logs.get(__name__)
 
 _END_OF_TIME_NS = 1 << 62
 
@@ -70,12 +73,22 @@ def _at_time(
     found = Destination(choice, base.point, base.ordinal, base.ordinal)
     if redo.first_ordinal > base.ordinal + 1:
         return found
-    for record in redo.read_after(base.ordinal):
+    for record in _readable(redo, base.ordinal, applied_ordinal):
         header = record.item.header
-        if record.ordinal > applied_ordinal or header.wall_ns > wall_ns:
+        if header.wall_ns > wall_ns:
             break
         if header.type is FrameType.BATCH and header.gap is GapCause.NONE:
             point = RecoveryPoint(PointId(new_id()), base.point.machine_id, PointKind.CRASH_CONSISTENT, header.wall_ns,
                                   header.epoch, header.sequence, header.end_position)  # fmt: skip
             found = Destination(choice, point, base.ordinal, record.ordinal)
     return found
+
+
+def _readable(redo: RedoLog, after_ordinal: int, applied_ordinal: int) -> Iterator[RedoRecord]:
+    """The applied records behind a point, up to the first that is damaged: further forward no place can be reached."""
+    try:
+        for record in redo.read_after(after_ordinal, applied_ordinal):
+            record.item.verify()
+            yield record
+    except (IntegrityError, ProtocolError) as error:
+        log.warning("redo behind a recovery point cannot be read", reason=error.message)

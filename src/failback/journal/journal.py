@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from failback.block.device import BlockDevice
@@ -27,6 +28,7 @@ from failback.journal import last_write, merge, retention
 from failback.journal.applier import Applier, Target
 from failback.journal.catalogue import FORMAT, Applied, Catalogue, CataloguedPoint, Interval, Mark
 from failback.journal.choosing import choose
+from failback.journal.damage import GAP, JOURNAL_REPLACED, REDO_DAMAGED, Damage, Witness, opens_a_pass
 from failback.journal.redo import RedoLog
 from failback.journal.rollback import RETURN_FILE, Destination, Progress, Rollback
 from failback.journal.undo import UndoFolder
@@ -73,6 +75,8 @@ class Journal:
         self._rollback: Rollback | None = None
         self._devices: Mapping[int, BlockDevice] = {}
         self._views = 0
+        self._damage: Damage | None = None
+        self._open_damage()
         self._find_landed()
 
     # --- creating and opening ---------------------------------------------------------------------------------------
@@ -137,16 +141,108 @@ class Journal:
         last = self.redo.last()
         applied = self.catalogue.applied
         if self.redo.synced_ordinal < applied.ordinal:
-            raise IntegrityError(
-                f"the redo log in {self.directory} ends at {self.redo.synced_ordinal}, but {applied.ordinal} was applied",
-                code="RedoDamaged",
-                possible_causes="the retention volume was restored from an old copy, or is damaged",
-                remedy="detach the replica and reprotect again; the disks are compared by hash",
-            )
+            reason = f"the redo log ends at record {self.redo.synced_ordinal}, but {applied.ordinal} was applied"
+            self._declare(Damage(epoch, applied.ordinal + 1, REDO_DAMAGED, reason))
+            self.redo.restart_after(applied.ordinal)
+            last = None
         self.landed = Position(epoch, 0, 0)
         if last is not None and last.item.header.epoch == epoch:
             self.landed = Position(epoch, last.item.header.sequence, last.item.header.end_position)
         self._appended = self.landed
+
+    # --- damage (D7) ------------------------------------------------------------------------------------------------
+
+    @property
+    def damage(self) -> Damage | None:
+        """What holds this journal up until a pass of a higher epoch has begun."""
+        return self._damage
+
+    def _open_damage(self) -> None:
+        stored = self.catalogue.get("damage")
+        self._damage = records.decode(stored, Damage) if stored else None
+        last = self.redo.last()
+        if self._damage is None or last is None or last.item.header.epoch <= self._damage.epoch:
+            return
+        if last.item.header.epoch == int(self.catalogue.get("epoch")):
+            self._cured()
+
+    def _declare(self, damage: Damage) -> None:
+        """Store the damage; a gap begins at the applied place. The caller holds what keeps the applier away."""
+        applied = self.catalogue.applied
+        with self.catalogue.transaction():
+            self.catalogue.set("damage", records.encode(damage))
+            if applied.gap != GAP:
+                wall_ns = applied.wall_ns
+                self.catalogue.close_gap(wall_ns)
+                self.catalogue.open_gap(GAP, wall_ns)
+                self.catalogue.set_applied(replace(applied, gap=GAP))
+        if self._applier is not None and applied.gap != GAP:
+            self._applier.forget()
+        self._set_damage(damage)
+        faults.point("journal.after_damage")
+        log.error("the journal cannot go on under this epoch", machine=self.machine_id, epoch=damage.epoch,
+                  code=damage.code, reason=damage.reason)  # fmt: skip
+
+    def _set_damage(self, damage: Damage | None) -> None:
+        self._damage = damage
+        if self._applier is not None:
+            self._applier.up_to = damage.ordinal - 1 if damage else None
+
+    def _cured(self) -> None:
+        """The pass has begun: its first item is durable."""
+        self.catalogue.set("damage", None)
+        self._set_damage(None)
+        log.info("the journal goes on with a comparison of the disks", machine=self.machine_id)
+
+    def _check_pass(self, item: RawItem) -> None:
+        """Nothing but the beginning of a pass under a higher epoch is taken by a damaged journal. Raises its error."""
+        damage = self._damage
+        if damage is None:
+            return
+        if not damage.refuses(self.landed.epoch):
+            if item.header.sequence > 1 or opens_a_pass(item.header):
+                return
+            damage = replace(damage, epoch=self.landed.epoch)
+            self._declare(damage)
+        raise damage.error()
+
+    def distrust(self, witness: Witness) -> str:
+        """Compare with what the master target remembers; why this is an older copy, or empty.
+
+        Then the disks are ahead of what this journal knows, and undo that belongs to its points is missing: the points are
+        abandoned, and what is not applied yet is never applied. Call it before :meth:`start`.
+        """
+        reason = witness.contradicts(self.witness)
+        if not reason or (self._damage is not None and self._damage.code == JOURNAL_REPLACED):
+            return reason
+        applied = self.catalogue.applied
+        interval = self.catalogue.newest_interval() + 1
+        fresh = Interval(max(interval, witness.interval_id + 1), applied.ordinal, "")
+        fresh = replace(fresh, file=f"undo/{fresh.interval_id:012d}.undo")
+        self._folder.path(fresh.file).unlink(missing_ok=True)
+        self._folder.open(fresh.file, fresh.interval_id).close()
+        epoch = max(int(self.catalogue.get("epoch")), witness.epoch)
+        old = self.catalogue.intervals()
+        with self.apply_lock, self._landing_lock, self.catalogue.transaction():
+            self.catalogue.abandon_after(-1)
+            for entry in old:
+                self.catalogue.remove_interval(entry.interval_id)
+            self.catalogue.put_interval(fresh)
+            self.catalogue.set("rollback_phase", "")
+            self.catalogue.set("rollback_destination", None)
+            self.catalogue.set("after_pass", True)
+            self.catalogue.set("epoch", epoch)
+            self._declare(Damage(epoch, applied.ordinal + 1, JOURNAL_REPLACED, reason))
+        self._remove_unnamed()
+        self._find_landed()
+        return reason
+
+    @property
+    def witness(self) -> Witness:
+        """What a later look at this journal may not fall behind."""
+        catalogue = self.catalogue
+        applied = catalogue.applied.ordinal
+        return Witness(self.incarnation, int(catalogue.get("epoch")), catalogue.newest_interval(), applied)
 
     # --- landing ----------------------------------------------------------------------------------------------------
 
@@ -157,17 +253,28 @@ class Journal:
     def begin_epoch(self, epoch: int) -> None:
         """Accept a higher epoch from now on, durably (D6). Raises StaleEpochError for a lower one."""
         with self._landing_lock:
-            if epoch == self.landed.epoch:
+            if self._damage is None or epoch <= self.landed.epoch:
+                self._begin_epoch(epoch)
                 return
-            if epoch < self.landed.epoch:
-                raise StaleEpochError(
-                    f"epoch {epoch} is over: the journal of machine {self.machine_id} is at epoch {self.landed.epoch}"
-                )
-            self._sync()
-            with self.catalogue.transaction():
-                self.catalogue.set("epoch", epoch)
-                self.catalogue.forget_replies(epoch)
-            self.landed = self._appended = Position(epoch, 0, 0)
+        with self.apply_lock, self._landing_lock:  # in this order
+            self._begin_epoch(epoch)
+
+    def _begin_epoch(self, epoch: int) -> None:
+        if epoch == self.landed.epoch:
+            return
+        if epoch < self.landed.epoch:
+            raise StaleEpochError(
+                f"epoch {epoch} is over: the journal of machine {self.machine_id} is at epoch {self.landed.epoch}"
+            )
+        self._sync()
+        if self._damage is not None:
+            faults.point("journal.before_cut")
+            self.redo.cut_after(self._damage.ordinal - 1)
+            faults.point("journal.after_cut")
+        with self.catalogue.transaction():
+            self.catalogue.set("epoch", epoch)
+            self.catalogue.forget_replies(epoch)
+        self.landed = self._appended = Position(epoch, 0, 0)
 
     def append(self, item: RawItem) -> bool:
         """Append one item; False when it has landed already (a re-sent one, D6). Durable after :meth:`sync`.
@@ -182,6 +289,7 @@ class Journal:
                 return False
             if header.sequence != self._appended.sequence + 1:
                 raise ProtocolError(f"item {header.sequence} came after item {self._appended.sequence}")
+            self._check_pass(item)
             self._check(item)
             try:
                 self.redo.append(item)
@@ -219,6 +327,9 @@ class Journal:
             self._find_landed()
             raise
         self.landed = self._appended
+        if self._damage is not None and self.landed.sequence and not self._damage.refuses(self.landed.epoch):
+            faults.point("journal.before_cured")
+            self._cured()
         return self.landed
 
     # --- applying ---------------------------------------------------------------------------------------------------
@@ -234,6 +345,7 @@ class Journal:
                 self._folder, self.catalogue, self.redo, target,
                 pace_seconds=lambda: self.policy.crash_consistent_seconds, on_reply=on_reply,
             )  # fmt: skip
+            self._set_damage(self._damage)
 
     def stop(self) -> None:
         """Settle what is written and let go of the disks (which stay open)."""
@@ -250,11 +362,21 @@ class Journal:
         return self._applier is not None
 
     def apply_step(self) -> bool:
-        """Apply the next group of landed items; False when there is nothing to do now (also while rolled back)."""
+        """Apply the next group of landed items; False when there is nothing to do now (also while rolled back).
+
+        Redo that cannot be used raises IntegrityError ``RedoDamaged`` once and is remembered as :attr:`damage`.
+        """
         with self.apply_lock:
             if self._applier is None or self.catalogue.get("rollback_phase"):
                 return False
-            return self._applier.step()
+            try:
+                return self._applier.step()
+            except IntegrityError as error:
+                if error.code == REDO_DAMAGED:
+                    with self._landing_lock:
+                        ordinal = self.catalogue.applied.ordinal + 1
+                        self._declare(Damage(self.landed.epoch, ordinal, REDO_DAMAGED, error.message))
+                raise
 
     @property
     def caught_up(self) -> bool:

@@ -184,18 +184,18 @@ class RedoLog:
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
-    def read_after(self, ordinal: int) -> Iterator[RedoRecord]:
-        """Durable records with higher ordinals, in order, until there are no more now.
+    def read_after(self, ordinal: int, up_to: int | None = None) -> Iterator[RedoRecord]:
+        """Durable records with higher ordinals, in order, until there are no more now, or up to ``up_to``.
 
         Raises IntegrityError when one is missing or damaged; the frame's own checksums are for the reader to verify.
         """
         wanted = ordinal + 1
-        while wanted <= self.synced_ordinal:
+        while wanted <= (last := self._last(up_to)):
             segment = self._segment_of(wanted)
             with segment.path.open("rb") as stream:
                 known, first, offset = self._place
                 stream.seek(offset if (known, first) == (wanted, segment.first_ordinal) else layout.FILE_HEADER_BYTES)
-                while wanted <= self.synced_ordinal:
+                while wanted <= last:
                     head = stream.read(layout.REDO_RECORD_BYTES)
                     if not head and wanted > segment.first_ordinal:
                         break  # the next segment goes on
@@ -211,6 +211,9 @@ class RedoLog:
                     self._place = (wanted + 1, segment.first_ordinal, stream.tell())
                     yield RedoRecord(wanted, RawItem.from_buffer(frame))
                     wanted += 1
+
+    def _last(self, up_to: int | None) -> int:
+        return self.synced_ordinal if up_to is None else min(self.synced_ordinal, up_to)
 
     def last(self) -> RedoRecord | None:
         """The newest durable record."""
@@ -258,6 +261,44 @@ class RedoLog:
             freed += 1
         return freed
 
+    # --- dropping what is not to be applied -------------------------------------------------------------------------
+
+    def cut_after(self, ordinal: int) -> None:
+        """Remove every record behind ``ordinal``; the next one appended follows it. Nobody reads meanwhile. May be repeated."""
+        if self._appended_ordinal <= ordinal:
+            return
+        with self._lock:
+            keep = [segment for segment in self._segments if segment.first_ordinal <= ordinal]
+        end = _end_of(keep[-1].path, ordinal) if keep else 0
+        if not end:
+            self.restart_after(ordinal)  # not even the way to that record can be read
+            return
+        for segment in reversed(self._segments[len(keep) :]):
+            segment.path.unlink(missing_ok=True)
+            faults.point("redo.mid_cut")
+        self._forget(keep)
+        keep[-1].size_bytes = self._durable_bytes = end
+        self._fd = os.open(keep[-1].path, os.O_RDWR | os.O_CLOEXEC)
+        os.ftruncate(self._fd, end)
+        os.fsync(self._fd)
+        sync_directory(self._directory)
+        self._appended_ordinal = self.synced_ordinal = ordinal
+
+    def restart_after(self, ordinal: int) -> None:
+        """Remove every record; the next one appended follows ``ordinal``."""
+        for segment in reversed(self._segments):
+            segment.path.unlink(missing_ok=True)
+        self._forget([])
+        self._durable_bytes = 0
+        sync_directory(self._directory)
+        self._appended_ordinal = self.synced_ordinal = ordinal
+
+    def _forget(self, keep: list[_Segment]) -> None:
+        with self._lock:
+            self._segments = keep
+            self._place = (0, 0, 0)
+        self.close()
+
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
@@ -270,6 +311,17 @@ def _is_whole(frame: bytes) -> bool:
     except FailbackError:
         return False
     return True
+
+
+def _end_of(path: Path, ordinal: int) -> int:
+    """Where the record ends, found by the headers before it; 0 when one of them is damaged."""
+    with path.open("rb") as stream:
+        stream.seek(layout.FILE_HEADER_BYTES)
+        while (record := layout.parse_redo_record(stream.read(layout.REDO_RECORD_BYTES))) is not None:
+            end = stream.seek(record[1], os.SEEK_CUR)
+            if record[0] == ordinal:
+                return end if end <= path.stat().st_size else 0
+    return 0
 
 
 def write_all(descriptor: int, parts: list[bytes | memoryview], offset: int) -> None:

@@ -113,6 +113,8 @@ class Intake:
             raise ConflictError(
                 f"the replica of machine {hello.machine_id} is released", code="ReplicaReleased", retryable=True
             )
+        if journal.damage is not None and journal.damage.refuses(hello.epoch):
+            raise journal.damage.error()
         known = {disk.index: disk.size_bytes for disk in journal.catalogue.disks}
         sent = {disk.index: disk.size_bytes for disk in hello.disks}
         if known != sent:

@@ -78,7 +78,10 @@ class Orders:
         journal = replica.journal
         while journal.destination is None:
             self._check_newest(arguments.machine_id, serial)
-            if replica.problem:
+            damage = journal.damage
+            if damage is not None and arguments.after_mark:
+                raise damage.error()  # the mark lies behind it
+            if replica.problem and damage is None:
                 raise StorageError(f"applying stands still: {replica.problem}", retryable=True)
             is_known = arguments.choice.selector is PointSelector.POINT
             if not arguments.after_mark and (is_known or journal.caught_up or not journal.started):

@@ -18,6 +18,7 @@ from failback.block.device import BlockDevice
 from failback.errors import ConflictError, FailbackError, OutOfSpaceError, StorageError
 from failback.journal.journal import Journal
 from failback.journal.rollback import Destination, Progress
+from failback.master_target.witness import WitnessFile
 from failback.model.components import ReplicaStatus
 from failback.model.points import PointChoice, PointSelector
 from failback.protocol.messages import DigestReply
@@ -37,8 +38,9 @@ _applying = threading.Semaphore(2)
 
 
 class Replica:
-    def __init__(self, journal: Journal, runtime_directory: Path) -> None:
+    def __init__(self, journal: Journal, runtime_directory: Path, witness: WitnessFile) -> None:
         self.journal = journal
+        self._witness = witness
         self.on_reply: Callable[[DigestReply], None] = lambda reply: None
         """Called in the applying thread."""
         self.on_news: Callable[[], None] = lambda: None
@@ -79,11 +81,19 @@ class Replica:
                 self._close_devices()
                 raise
         if not self.journal.started:
+            self._ask_witness()
             self.journal.start(self._devices, self._reply)
         if self._thread is None:
             self._stopping.clear()
             self._thread = threading.Thread(target=self._apply, name=f"applier {self.journal.machine_id}", daemon=True)
             self._thread.start()
+
+    def _ask_witness(self) -> None:
+        """An old copy of the journal is not continued (D7)."""
+        known = self._witness.read()
+        if known is not None:
+            self.journal.distrust(known)
+        self._witness.keep(self.journal.witness, now=True)
 
     def _reply(self, reply: DigestReply) -> None:
         self.on_reply(reply)
@@ -169,6 +179,7 @@ class Replica:
         while not self._stopping.is_set():
             try:
                 with self.journal.apply_lock, _applying:  # in this order: a long rollback takes nobody's turn
+                    self._witness.keep(self.journal.witness)  # before a new interval's first overwrite
                     progressed = self.journal.apply_step()
                 self._problem = ""
                 now = time.monotonic()
@@ -211,6 +222,10 @@ class Replica:
 
     @property
     def problem(self) -> str:
+        """Begins with ``CODE:`` when only a new epoch helps."""
+        damage = self.journal.damage
+        if damage is not None and damage.refuses(self.journal.epoch):
+            return f"{damage.code}: {damage.reason}"
         return self._problem or self.landing_problem
 
     # --- status -----------------------------------------------------------------------------------------------------
@@ -259,5 +274,6 @@ class Replica:
         self._stop_applying()
         if self.journal.started:
             self.journal.stop()
+            self._witness.keep(self.journal.witness, now=True)
         self._close_devices()
         self.journal.close()

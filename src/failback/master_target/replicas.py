@@ -26,6 +26,7 @@ from failback.journal.journal import CATALOGUE_FILE, Journal
 from failback.master_target import volumes
 from failback.master_target.config import MasterTargetConfig
 from failback.master_target.replica import ATTACHED, DETACHED, RELEASED, Replica
+from failback.master_target.witness import WitnessFile
 from failback.model.components import MasterTargetAssignment, ReplicaAssignment, ReplicaStatus
 from failback.model.ids import MachineId
 from failback.model.orders import AttachedReplica, AttachReplica
@@ -122,7 +123,8 @@ class Replicas:
     def _reopen(self, remembered: Remembered) -> None:
         machine_id = remembered.machine_id
         try:
-            replica = Replica(Journal.open(self._journal_directory(remembered)), self._runtime_directory)
+            journal = Journal.open(self._journal_directory(remembered))
+            replica = Replica(journal, self._runtime_directory, self._witness(machine_id))
             try:
                 if replica.state == ATTACHED:
                     replica.open()
@@ -161,6 +163,9 @@ class Replicas:
             code="RetentionVolumeMissing",
             remedy="name one of: " + (", ".join(volume.name for volume in self._config.retention_volumes) or "(none)"),
         )
+
+    def _witness(self, machine_id: MachineId) -> WitnessFile:
+        return WitnessFile(self._directory / f"{machine_id}.witness")
 
     def _is_remembered(self, machine_id: MachineId) -> bool:
         return (self._directory / f"{machine_id}.json").exists()
@@ -228,8 +233,11 @@ class Replicas:
             catalogue.close()
             if state not in (None, ATTACHED, RELEASED) or (state == ATTACHED and unused and other):
                 _archive(directory)
+                self._witness(arguments.machine_id).forget()
+        if not self._is_remembered(arguments.machine_id):
+            self._witness(arguments.machine_id).forget()
         journal = Journal.create(directory, arguments.machine_id, arguments.disks, time.time_ns())
-        return Replica(journal, self._runtime_directory)
+        return Replica(journal, self._runtime_directory, self._witness(arguments.machine_id))
 
     def _put_away(self, machine_id: MachineId) -> None:
         """A journal that was committed or detached stays as a list of points without data."""
@@ -238,6 +246,7 @@ class Replicas:
         replica.release()
         replica.close()
         _archive(directory)
+        self._witness(machine_id).forget()
 
     def detach(self, machine_id: MachineId) -> None:
         """Release and forget. A machine that is not known is detached."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 
-from failback.errors import AuthenticationError, PeerError
+from failback.errors import AuthenticationError, FailbackError, PeerError
 from failback.model.components import Role
-from failback.process_server.stream import MachineStream
+from failback.process_server.stream import ENDING_CODES, MachineStream
 from failback.protocol.connection import items_missing, journal_fell_back, journal_replaced, negotiate
 from failback.protocol.frames import RawItem
 from failback.protocol.messages import Hello
@@ -36,7 +36,12 @@ async def take_stream(stream: MachineStream, link: Link, hello: Hello) -> None:
     if stream.agent is not None:
         stream.drop_agent(PeerError("a newer connection of the same machine took over"))
     async with stream.intake:
-        await _greet(stream, link, hello)
+        try:
+            await _greet(stream, link, hello)
+        except FailbackError as error:
+            if error.code in ENDING_CODES:
+                await stream.end(error)
+            raise
         stream.agent_linked(link)
         log.info("agent is linked", machine=hello.machine_id, epoch=hello.epoch, address=link.address,
                  spooled=stream.spool.spooled_sequence)  # fmt: skip

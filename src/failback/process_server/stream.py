@@ -24,7 +24,7 @@ from failback.transport.link import Link
 
 log = logs.get(__name__)
 
-ENDING_CODES = frozenset({"JournalReplaced", "ItemsMissing", "SpoolDamaged"})
+ENDING_CODES = frozenset({"JournalReplaced", "RedoDamaged", "ItemsMissing", "SpoolDamaged"})
 """Errors that only a new epoch cures."""
 _KEPT_REPLIES = 4096
 
