@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,15 +49,29 @@ def plan(found: frozenset[StreamKey], assignment: ProcessServerAssignment) -> Pl
 
 
 def spools_on_disk(directory: Path) -> frozenset[StreamKey]:
-    """Spool directories are ``MACHINE/EPOCH``. Finishes deletions that a crash interrupted."""
+    """Spool directories are ``MACHINE/EPOCH``. Finishes deletions that a crash interrupted.
+
+    What is not found here is never deleted: whatever else lies in the directory (a spool_directory named by mistake, a
+    file system with other tenants) is not ours, however much it looks like ``something/15``.
+    """
     found: set[StreamKey] = set()
     for machine in directory.iterdir():
-        if machine.name.startswith(_DELETED):
+        if machine.is_symlink() or not machine.is_dir():
+            continue
+        if machine.name.startswith(_DELETED) and _is_machine(machine.name.removeprefix(_DELETED).rsplit("-", 1)[0]):
             shutil.rmtree(machine)
-        elif machine.is_dir():
+        elif _is_machine(machine.name):
             epochs = [epoch for epoch in machine.iterdir() if epoch.name.isdigit()]
             found.update((MachineId(machine.name), int(epoch.name)) for epoch in epochs)
     return frozenset(found)
+
+
+def _is_machine(name: str) -> bool:
+    """Whether a directory's name is a machine id as the configuration server makes them."""
+    try:
+        return str(uuid.UUID(name)) == name
+    except ValueError:
+        return False
 
 
 def delete_spool(directory: Path, key: StreamKey) -> None:
