@@ -188,6 +188,7 @@ class Replicas:
         remembered = Remembered(machine_id, arguments.retention_volume)
         directory = self._journal_directory(remembered)
         self._check_volume(arguments)
+        volumes.check_disks(arguments.disks, self._config.datastores)
         replica = self._replicas.get(machine_id)
         if replica is not None and replica.state not in (ATTACHED, RELEASED):
             self._put_away(machine_id)

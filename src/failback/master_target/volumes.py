@@ -10,8 +10,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from failback.errors import PreconditionError
 from failback.master_target.config import MasterTargetConfig, NamedPlace
 from failback.model.components import VolumeFacts
+from failback.model.points import ReplicaDisk
 from failback.runtime import logs
 
 log = logs.get(__name__)
@@ -73,6 +75,27 @@ def facts(place: NamedPlace, mounts: list[Mount]) -> VolumeFacts:
 def all_facts(places: tuple[NamedPlace, ...]) -> tuple[VolumeFacts, ...]:
     mounts = parse_mounts(Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
     return tuple(facts(place, mounts) for place in places)
+
+
+def check_disks(disks: tuple[ReplicaDisk, ...], datastores: tuple[NamedPlace, ...]) -> None:
+    """Refuse what does not lie in a configured datastore: an order must not lead this process, which is root, elsewhere.
+
+    A file is looked at where it really lies. A kernel block device counts by its name (a datastore ``/dev/vg0`` holds
+    ``/dev/vg0/ledger``). Raises PreconditionError.
+    """
+    for disk in disks:
+        path = Path(os.path.normpath(disk.path))
+        is_device = path.is_relative_to("/dev") and path.is_block_device()
+        stores = [store.path if is_device else store.path.resolve() for store in datastores]
+        lies = path if is_device else path.resolve()
+        if not path.is_absolute() or not any(store in lies.parents for store in stores):
+            known = ", ".join(f"{store.name} ({store.path})" for store in datastores) or "(none)"
+            raise PreconditionError(
+                f"the disk {disk.path} lies in no datastore of this master target",
+                code="DiskOutsideDatastores",
+                possible_causes="its directory is not configured here, or it is a link to somewhere else",
+                remedy=f"add its directory to [[datastores]] of the master target; configured: {known}",
+            )
 
 
 def warn_of_neighbours(config: MasterTargetConfig) -> None:
