@@ -90,6 +90,17 @@ def test_release_follows_spooled_and_the_map_follows_landed() -> None:
     assert landed is not None and list(landed.items) == [two, three]
 
 
+def test_only_what_was_sent_here_can_be_held_there() -> None:
+    """D5: another item of the same number, or more than was sent, releases nothing."""
+    book = Outstanding(3, 1, 70)
+    assert not book.contradicts(3, 70) and book.contradicts(3, 60) and book.contradicts(2, 70)
+    for number in (4, 5):
+        book.add(Sent(number, number * 100, 10))
+    assert not book.contradicts(5, 500) and book.contradicts(5, 480) and book.contradicts(6, 600)
+    book.spooled(4)
+    assert not book.contradicts(4, 400) and not book.contradicts(5, 500) and book.contradicts(4, 390)
+
+
 def test_after_a_restart_older_items_are_forgotten_ones_and_numbers_go_on() -> None:
     book = Outstanding(10, 4)
     assert book.next_sequence == 11

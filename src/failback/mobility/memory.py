@@ -36,6 +36,8 @@ class StreamMemory:
     self_test: str = "not-run"
     """passed | failed | not-run, in this boot."""
     position_base: int = 0
+    ring_id: int = 0
+    """The ring for which it was decided what has to be compared; of any other ring nothing is known (D11)."""
     incarnation: str = ""
     """Of the journal that this epoch's items landed in (D7)."""
     lease_marks: tuple[MarkId, ...] = ()

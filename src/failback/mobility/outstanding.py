@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from failback.errors import ProtocolError
 from failback.mobility.capture.values import Reread
 
 EXTENT_BYTES = 8 << 20
@@ -59,10 +60,12 @@ class Landed:
 
 @dataclass(slots=True)
 class Outstanding:
-    """``spooled_sequence`` and ``landed_sequence`` start where the Welcome said; items after them are added in order."""
+    """``spooled_sequence`` and ``landed_sequence`` start where the Welcome said; items after them are added in order.
+    ``spooled_position``: where in the ring the last spooled item ends."""
 
     spooled_sequence: int
     landed_sequence: int
+    spooled_position: int = 0
     unspooled_bytes: int = 0
     _extent_bytes: int = 0
     _first_known: int = 0
@@ -92,6 +95,14 @@ class Outstanding:
         self._unspooled.append(item)
         self._unlanded.append(item)
 
+    def contradicts(self, sequence: int, position: int) -> bool:
+        """Whether a process server that holds items up to ``sequence``, ending at ``position``, holds others than were sent
+        here: the items of an earlier process, or what a journal had when a spool was lost. Nothing may be released for them."""
+        index = sequence - self.spooled_sequence - 1
+        if index == -1:
+            return position != self.spooled_position
+        return not 0 <= index < len(self._unspooled) or self._unspooled[index].end_position != position
+
     def spooled(self, sequence: int) -> Spooled | None:
         """An acknowledgement up to ``sequence``; None when it is no news."""
         position, rereads, news = 0, [], False
@@ -103,6 +114,7 @@ class Outstanding:
                 rereads.append(item.reread)
                 item.reread = None
         self.spooled_sequence = max(self.spooled_sequence, sequence)
+        self.spooled_position = max(self.spooled_position, position)
         return Spooled(position, rereads) if news else None
 
     def landed(self, sequence: int) -> Landed | None:
@@ -128,3 +140,22 @@ def interval_seconds(batch_milliseconds: int, unlanded_items: int) -> float:
     if unlanded_items < FULL_INTERVAL_ITEMS:
         return interval
     return max(interval, 5.0)
+
+
+def spool_lost(sequence: int) -> ProtocolError:
+    """The process server stands before what it had acknowledged and what was released here for that (D5, D6)."""
+    return ProtocolError(
+        f"the process server holds items up to {sequence} and lacks some that it had acknowledged",
+        code="ItemsMissing",
+        possible_causes="its spool was lost, or restored from an old copy",
+        remedy="a new epoch re-sends the blocks that have not landed",
+    )
+
+
+def spool_differs(sequence: int) -> ProtocolError:
+    """The cure is to begin anew behind what is really held there."""
+    return ProtocolError(
+        f"the process server holds other items up to {sequence} than were sent to it",
+        code="SpoolDiffers",
+        retryable=True,
+    )

@@ -37,6 +37,8 @@ from failback.mobility.outstanding import (
     Spooled,
     generation_of,
     interval_seconds,
+    spool_differs,
+    spool_lost,
 )
 from failback.mobility.passes import SyncPass
 from failback.model.components import LagFigures, MobilityAssignment, Role, SourceDisk, SyncMode, SyncProgress
@@ -119,7 +121,8 @@ class Stream:
         self._marks: deque[Mark] = deque()
         self._progress: tuple[SyncProgress, ...] = ()
         self._landed_ring = 0
-        self._ended = False
+        self._begun = self._ended = False
+        self._diverged: FailbackError | None = None
         self._sent_before = 0
 
     # --- what others see --------------------------------------------------------------------------------------------
@@ -222,6 +225,10 @@ class Stream:
         if not self._welcome.done():
             self._welcome.set_result(welcome)
             return
+        if self._begun and self._outstanding.contradicts(welcome.spooled_sequence, welcome.spooled_ring - self._base):
+            self._diverged = spool_differs(welcome.spooled_sequence)
+            self._wake.set()
+            raise self._diverged
         ack = Ack(welcome.epoch, welcome.spooled_sequence, welcome.spooled_ring, welcome.landed_sequence,
                   welcome.landed_ring, welcome.incarnation)  # fmt: skip
         await self._on_ack(ack)
@@ -271,7 +278,7 @@ class Stream:
     async def _begin(self, welcome: Welcome) -> None:
         """Find the place to go on from (D11) and what the assignment asks for beyond changes (D6, D8)."""
         session, memory, assignment = self._session, self._memory, self.assignment
-        fresh = not session.reattached
+        fresh = memory.value.ring_id != session.ring_id  # also when an earlier process made the ring and died
         cause = GapCause.NONE
         known = memory.value.epoch == assignment.epoch
         if not known:
@@ -279,16 +286,17 @@ class Stream:
             if resend:
                 cause = GapCause.RESEND
                 log.info("blocks that had not landed are read again", blocks=resend)
-            memory.update(epoch=assignment.epoch, pass_id="", pass_done=False, full_marked=(), compared_blocks={},
-                          position_base=0, incarnation=welcome.incarnation)  # fmt: skip
-        unknown_ring = not known and welcome.spooled_sequence > 0  # the memory was lost: positions begin anew above
-        if fresh or unknown_ring:
-            memory.update(position_base=welcome.spooled_ring, full_marked=(), compared_blocks={})
+            memory.update(epoch=assignment.epoch, pass_id="", pass_done=False, incarnation=welcome.incarnation,
+                          position_base=welcome.spooled_ring - session.cursor(), full_marked=(), compared_blocks={})  # fmt: skip
+        elif fresh:
+            memory.update(position_base=welcome.spooled_ring - session.cursor(), full_marked=(), compared_blocks={})
         self._base = memory.value.position_base
-        self._outstanding = Outstanding(welcome.spooled_sequence, welcome.landed_sequence)
+        position = welcome.spooled_ring - self._base
+        if position < session.cursor():  # the unlanded map stays as it is: a new epoch reads those blocks again (D6)
+            raise spool_lost(welcome.spooled_sequence)
+        await self._call(assemble.skip, session, position)
+        self._outstanding = Outstanding(welcome.spooled_sequence, welcome.landed_sequence, position)
         self._landed_ring = welcome.landed_ring
-        if not fresh and not unknown_ring and welcome.spooled_ring > self._base:
-            await self._call(assemble.skip, session, welcome.spooled_ring - self._base)
         if welcome.landed_sequence:
             low = generation_of(welcome.spooled_sequence + 1)
             await self._call(session.clear_unlanded_generations, low, generation_of(welcome.landed_sequence))
@@ -309,6 +317,7 @@ class Stream:
         )
         log.info("stream begins", epoch=assignment.epoch, sequence=self._outstanding.next_sequence, fresh_ring=fresh,
                  position=session.cursor(), dirty_blocks=self._dirty, comparing=self._pass is not None)  # fmt: skip
+        self._begun = True
         self._changed()
 
     async def _begin_pass(self, fresh: bool) -> None:
@@ -322,7 +331,7 @@ class Stream:
         )  # fmt: skip
         self.pass_done = decided.done
         begin_at = {int(index): block for index, block in stored.compared_blocks.items()} if same and not fresh else {}
-        memory.update(compare_all=decided.compare_all)
+        memory.update(compare_all=decided.compare_all, ring_id=self._session.ring_id)
         if not same:
             memory.update(pass_id=assignment.pass_id, pass_done=False, compared_blocks={}, full_marked=())
         if decided.start:
@@ -349,6 +358,8 @@ class Stream:
 
     async def _take_news(self) -> None:
         news = self._news
+        if self._diverged is not None:  # whatever is released is what the process server really holds: begin anew
+            raise self._diverged
         while news.acks:
             ack, now_ns = news.acks.popleft()
             if ack.epoch != self.assignment.epoch:

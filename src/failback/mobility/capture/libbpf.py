@@ -40,6 +40,7 @@ _SIGNATURES: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
 )
 _LOG_LINES = 12
 _LOG_BYTES = 1 << 20
+_MAP_ID_OFFSET = 4
 _MAP_MAX_ENTRIES_OFFSET = 16
 _PROGRAM_RECURSION_MISSES_OFFSET = 208
 
@@ -175,6 +176,11 @@ def _information(descriptor: int) -> bytes:
 
 def map_entries(descriptor: int) -> int:
     return int(struct.unpack_from("<I", _information(descriptor), _MAP_MAX_ENTRIES_OFFSET)[0])
+
+
+def map_id(descriptor: int) -> int:
+    """The kernel's number of the map, given once in a boot."""
+    return int(struct.unpack_from("<I", _information(descriptor), _MAP_ID_OFFSET)[0])
 
 
 def recursion_misses(program_descriptor: int) -> int:

@@ -167,6 +167,11 @@ class CaptureSession:
 
     # ---- the ring ---------------------------------------------------------------------------------------------------
 
+    @property
+    def ring_id(self) -> int:
+        """Names the ring: the kernel gives a number once in a boot."""
+        return libbpf.map_id(self._parts.maps["ring"])
+
     def produced_position(self) -> int:
         return self._ring.produced()
 
