@@ -1,7 +1,7 @@
 """A qcow2 image through qemu-storage-daemon: one daemon an image, NBD on a unix socket.
 
-The daemon holds QEMU's own image locks. It outlives a killed master target; the next opening finds it by its pid file
-(checked against the process's command line), stops it cleanly and starts a fresh one.
+The daemon holds QEMU's own image locks. It outlives a killed master target; the next opening finds it by the socket in its
+command line (there from its first moment, unlike a pid file), stops it cleanly and starts a fresh one.
 """
 
 from __future__ import annotations
@@ -18,23 +18,25 @@ from pathlib import Path
 from failback.block.faulty import Wrapping
 from failback.block.nbd import NbdDevice
 from failback.errors import ConflictError, NotSupportedError, StorageError
+from failback.runtime import faults
 
+_DAEMON = "qemu-storage-daemon"
 _EXPORT = "disk"
 _START_SECONDS = 15.0
+_STOP_SECONDS, _KILL_SECONDS = 30.0, 5.0
 
 
 class Qcow2Device(Wrapping):
-    """``runtime_directory`` holds the socket and the pid file; keep it short (108 bytes for a socket's path)."""
+    """``runtime_directory`` holds the socket; keep it short (108 bytes for a socket's path) and the same over restarts."""
 
     def __init__(self, path: Path, runtime_directory: Path) -> None:
         self.path = path
         runtime_directory.mkdir(parents=True, exist_ok=True)
         name = hashlib.blake2b(str(path).encode(), digest_size=8).hexdigest()
         self._socket = runtime_directory / f"{name}.sock"
-        self._pid_file = runtime_directory / f"{name}.pid"
-        _stop_left_over(self._pid_file, self._socket)
+        _stop_left_over(self._socket)
         self._process = _start(path, self._socket)
-        self._pid_file.write_text(str(self._process.pid), encoding="ascii")
+        faults.point("qcow2.after_start")
         try:
             super().__init__(self._connect())
         except BaseException:
@@ -66,13 +68,12 @@ class Qcow2Device(Wrapping):
     def _stop(self) -> None:
         self._process.terminate()
         try:
-            self._process.wait(30)
+            self._process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
         if self._process.stderr:
             self._process.stderr.close()
-        self._pid_file.unlink(missing_ok=True)
         self._socket.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # other images may still be open there
             self._socket.parent.rmdir()
@@ -83,7 +84,7 @@ def _start(path: Path, socket_path: Path) -> subprocess.Popen[bytes]:
     layer = {"driver": "qcow2", "node-name": "disk", "file": "file", "discard": "unmap"}
     server = {"addr": {"type": "unix", "path": str(socket_path)}}
     export = {"type": "nbd", "id": "export", "node-name": "disk", "name": _EXPORT, "writable": True}
-    command = ["qemu-storage-daemon"]
+    command = [_DAEMON]
     for option, value in (
         ("--blockdev", protocol),
         ("--blockdev", layer),
@@ -98,18 +99,32 @@ def _start(path: Path, socket_path: Path) -> subprocess.Popen[bytes]:
         raise NotSupportedError("qcow2 disks need qemu-storage-daemon", remedy="apt install qemu-system-x86") from error
 
 
-def _stop_left_over(pid_file: Path, socket_path: Path) -> None:
-    """End the daemon of a killed master target, if it still runs."""
-    with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):
-        pid = int(pid_file.read_text(encoding="ascii"))
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        if str(socket_path).encode() in command:
-            os.kill(pid, signal.SIGTERM)
-            deadline = time.monotonic() + 30
-            while Path(f"/proc/{pid}/cmdline").read_bytes() and time.monotonic() < deadline:
-                time.sleep(0.02)
+def daemons(socket_path: Path) -> list[int]:
+    """Processes that serve an image on this socket."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                program, *options = (entry / "cmdline").read_bytes().split(b"\0")
+                if program.endswith(_DAEMON.encode()) and any(_names(option, socket_path) for option in options):
+                    found.append(int(entry.name))
+    return found
+
+
+def _names(option: bytes, socket_path: Path) -> bool:
+    return json.dumps(str(socket_path)).encode() in option
+
+
+def _stop_left_over(socket_path: Path) -> None:
+    """End the daemon of a killed master target, if it still runs: politely, so that it flushes; then not."""
+    for number, seconds in ((signal.SIGTERM, _STOP_SECONDS), (signal.SIGKILL, _KILL_SECONDS)):
+        deadline = time.monotonic() + seconds
+        for pid in daemons(socket_path):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        while daemons(socket_path) and time.monotonic() < deadline:
+            time.sleep(0.02)
     socket_path.unlink(missing_ok=True)
-    pid_file.unlink(missing_ok=True)
 
 
 def create(path: Path, size_bytes: int) -> None:
