@@ -1,7 +1,8 @@
 """Logging of every role: one line an event, key=value or JSON, to standard error (the journal picks it up).
 
 Uses the standard library so that a protected machine needs no more; servers may pass the records on to structlog.
-Secrets never reach a log: fields named token, passphrase, secret, password or authorization are replaced.
+Secrets never reach a log: fields named token, passphrase, secret, password or authorization are replaced. Neither do
+control characters of a field (a host name that a peer chose may hold a line that looks like ours): they are escaped.
 """
 
 from __future__ import annotations
@@ -29,11 +30,17 @@ class _Lines(logging.Formatter):
             line = json.dumps({"time": stamp, "level": record.levelname.lower(), "role": self.role,
                                "event": record.getMessage(), **safe}, default=str)  # fmt: skip
         else:
-            pairs = " ".join(f"{key}={value}" for key, value in safe.items())
+            pairs = " ".join(f"{key}={_printable(str(value))}" for key, value in safe.items())
             line = f"{stamp} {record.levelname:7} {self.role} {record.getMessage()} {pairs}".rstrip()
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line
+
+
+def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
 
 
 def configure(role: str, *, level: str = "INFO", as_json: bool = False) -> None:

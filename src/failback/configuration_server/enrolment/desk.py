@@ -11,7 +11,7 @@ import asyncio
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from failback.configuration_server.database import Database, events
+from failback.configuration_server.database import Database, events, items
 from failback.configuration_server.database.access import audit
 from failback.configuration_server.database.components import ComponentRow, EnrolmentTokenRow, PassphraseRow
 from failback.configuration_server.database.items import ItemRow
@@ -38,32 +38,37 @@ class EnrolmentDesk:
         self._authority = authority
         self._clock = clock or SystemClock()
         self._limit = secrets.FailureLimit(self._clock)
-        self._hashing = asyncio.Semaphore(1)  # one argon2 at a time: it takes 19 MiB
+        self._checking = asyncio.Semaphore(1)  # one argon2 at a time: it takes 19 MiB
 
     async def enrol(self, request: Enrolment, address: str) -> Enrolled:
         """Raises AuthenticationError (wrong secret; code TooManyAttempts when slowed down) and ConfigurationError."""
-        wait = self._limit.wait_seconds(address)
-        if wait > 0:
-            raise AuthenticationError(
-                f"too many failed enrolments from {address}: try again in {wait:.0f} s", code=TOO_MANY_ATTEMPTS
-            )
+        self._check_limit(address)
         if request.role is Role.CONFIGURATION_SERVER:
             raise ConfigurationError("a configuration server does not enrol at another one")
         if not request.hardware_id or len(request.hardware_id) > 64 or len(request.hostname) > 255:
             raise ConfigurationError("the enrolment lacks a usable hardware id or host name")
-        try:
-            await self._check_secret(request)
-        except AuthenticationError as error:
-            self._limit.failed(address)
-            log.warning("enrolment refused", address=address, hostname=request.hostname, reason=error.message)
-            reason = error.message
-            await self._database.run(lambda session: self._audit(session, request, address, "refused", reason))
-            raise
+        async with self._checking:
+            self._check_limit(address)  # of those that came together, only the first few are heard
+            try:
+                await self._check_secret(request)
+            except AuthenticationError as error:
+                self._limit.failed(address)
+                log.warning("enrolment refused", address=address, hostname=request.hostname, reason=error.message)
+                reason = error.message
+                await self._database.run(lambda session: self._audit(session, request, address, "refused", reason))
+                raise
         enrolled = await self._database.run(lambda session: self._enrol(session, request, address))
         faults.point("enrolment.stored")
         self._news.announce(enrolled.component_id)
         log.info("enrolled", role=request.role.value, component_id=enrolled.component_id, hostname=request.hostname)
         return enrolled
+
+    def _check_limit(self, address: str) -> None:
+        wait = self._limit.wait_seconds(address)
+        if wait > 0:
+            raise AuthenticationError(
+                f"too many failed enrolments from {address}: try again in {wait:.0f} s", code=TOO_MANY_ATTEMPTS
+            )
 
     async def make_token(
         self, role: Role | None = None, life_seconds: float = TOKEN_LIFE_SECONDS, *, caller: str = ""
@@ -94,10 +99,9 @@ class EnrolmentDesk:
         if not request.passphrase:
             raise AuthenticationError("the enrolment carries neither a passphrase nor a token", remedy=_REMEDY)
         hashes = await self._database.look(_active_hashes)
-        async with self._hashing:
-            matches = [
-                await asyncio.to_thread(secrets.passphrase_matches, one, request.passphrase.strip()) for one in hashes
-            ]
+        matches = [
+            await asyncio.to_thread(secrets.passphrase_matches, one, request.passphrase.strip()) for one in hashes
+        ]
         if not any(matches):
             raise AuthenticationError("the passphrase is wrong", remedy=_REMEDY)
 
@@ -120,6 +124,8 @@ class EnrolmentDesk:
         row = self._find_or_create(session, request)
         if row.revoked:
             raise AuthenticationError("this component was removed here", remedy="ask the administrator to readmit it")
+        if row.enrolled_wall_ns:
+            self._tell_again(session, row, request, address)
         issued: Issued = self._authority.issue(request.csr_pem, row.component_id, request.role, request.addresses)
         row.hostname, row.version = request.hostname, request.version[:255]
         row.addresses = list(request.addresses) or row.addresses
@@ -152,6 +158,17 @@ class EnrolmentDesk:
             event_type="ServerHealth", component_id=row.component_id, subject=request.hostname,
         )  # fmt: skip
         return row
+
+    def _tell_again(self, session: Session, row: ComponentRow, request: Enrolment, address: str) -> None:
+        """A known component has another certificate now: an installation anew, or somebody who has the passphrase."""
+        item = items.of_machine(session, row.component_id) if request.role is Role.MOBILITY else None
+        events.record(
+            session, self._clock.wall_ns(), "ComponentEnrolledAgain",
+            f"The {request.role.value} {row.hostname} was enrolled again, by {request.hostname} at {address}: it has a new "
+            "certificate, and the one of before stays valid. Make a new passphrase if nobody of yours did that.",
+            severity="Warning", event_type="ServerHealth", component_id=row.component_id, subject=row.hostname,
+            item_id=item.item_id if item is not None else None,
+        )  # fmt: skip
 
     def _audit(self, session: Session, request: Enrolment, address: str, outcome: str, detail: str) -> None:
         target = f"{request.role.value} {request.hostname}"
