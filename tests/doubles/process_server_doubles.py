@@ -79,9 +79,20 @@ class Authority:
             .not_valid_before(now - datetime.timedelta(days=1))
             .not_valid_after(now + datetime.timedelta(days=1))
             .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
+            .add_extension(_usage(is_ca), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
             .add_extension(names, critical=False)
             .sign(self._key, hashes.SHA256())
         )
+
+
+def _usage(is_ca: bool) -> x509.KeyUsage:
+    """What Python 3.13 demands of certificates (VERIFY_X509_STRICT), as the product's own CA gives it."""
+    return x509.KeyUsage(
+        digital_signature=not is_ca, content_commitment=False, key_encipherment=False, data_encipherment=False,
+        key_agreement=False, key_cert_sign=is_ca, crl_sign=is_ca, encipher_only=False, decipher_only=False,
+    )  # fmt: skip
 
 
 def make_hello(machine_id: str, epoch: int = 1, **fields: Any) -> Hello:
