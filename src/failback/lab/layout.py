@@ -95,6 +95,11 @@ class Layout:
     def witness_file(self) -> Path:
         return self.directory / "witness.jsonl"
 
+    @property
+    def drill_file(self) -> Path:
+        """A word in it is carried out inside the guest, once (tests only; see ``witness``)."""
+        return self.directory / "drill"
+
     def role_directory(self, role: str) -> Path:
         return self.directory / role
 

@@ -104,7 +104,7 @@ def start_role(layout: Layout, role: str, environment: dict[str, str] | None = N
 
 def start_witness(layout: Layout, ports: dict[str, int]) -> Recorded:
     command = [sys.executable, "-m", "failback.lab.witness", "--port", str(ports[WITNESS])]
-    command += ["--file", str(layout.witness_file)]
+    command += ["--file", str(layout.witness_file), "--drill", str(layout.drill_file)]
     return processes.spawn(WITNESS, command, layout.logs / "witness.log")
 
 

@@ -2,7 +2,10 @@
 
 One JSON line a commit: ``{"number": 7, "checksum": "...", "side": "<SMBIOS UUID>", "at": 1234.5}``. The line is in the
 file before the ledger gets its answer, so a commit in the file is one that the ledger's user was told of.
-Run as ``python -m failback.lab.witness --port 4000 --file witness.jsonl``.
+Run as ``python -m failback.lab.witness --port 4000 --file witness.jsonl [--drill drill]``.
+
+Drills, for tests of the lab only: the word in the drill file travels with the next answer, and the file is gone. A ledger
+that is held (``{"held": side}``) asks for one without a commit; when it did so last is the time of the file ``DRILL.held``.
 """
 
 from __future__ import annotations
@@ -41,15 +44,32 @@ def newest(path: Path, side: str) -> Heard | None:
     return heard[-1] if heard else None
 
 
-async def _listen(port: int, output: TextIO) -> None:
+def held_file(drill: Path) -> Path:
+    """Touched whenever a held ledger asks."""
+    return drill.with_name(drill.name + ".held")
+
+
+def _drill_word(drill: Path | None) -> str:
+    """The word to be sent now, once; empty when there is none."""
+    if drill is None or not drill.exists():
+        return ""
+    word = drill.read_text(encoding="ascii").strip()
+    drill.unlink()
+    return word
+
+
+async def _listen(port: int, output: TextIO, drill: Path | None) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while line := await reader.readline():
                 told = json.loads(line)
-                told["at"] = time.clock_gettime(time.CLOCK_BOOTTIME)
-                output.write(json.dumps(told) + "\n")
-                output.flush()
-                writer.write(b"ok\n")
+                if "held" not in told:
+                    told["at"] = time.clock_gettime(time.CLOCK_BOOTTIME)
+                    output.write(json.dumps(told) + "\n")
+                    output.flush()
+                elif drill is not None:
+                    held_file(drill).touch()
+                writer.write(f"ok {_drill_word(drill)}".strip().encode("ascii") + b"\n")
                 await writer.drain()
         except (ConnectionError, ValueError) as error:
             print(f"a line from the ledger broke: {error}", flush=True)
@@ -65,9 +85,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Hears the ledger's acknowledged commits and writes them down.")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--file", type=Path, required=True)
+    parser.add_argument("--drill", type=Path)
     arguments = parser.parse_args()
     with arguments.file.open("a", encoding="utf-8") as output:
-        asyncio.run(_listen(arguments.port, output))
+        asyncio.run(_listen(arguments.port, output, arguments.drill))
 
 
 if __name__ == "__main__":

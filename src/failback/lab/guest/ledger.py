@@ -5,12 +5,16 @@ Rows are numbered from 1 without a hole and carry a checksum over number, side a
 (``synchronous=EXTRA``: the journal's deletion is synced too) and then told to the witness on the host. Every few rows a
 file with its own checksum in its name is written to the system disk, and old ones are deleted, so that discards travel.
 While ``/run/ledger/hold`` exists nothing is committed (the scripts around an app-consistent point make and remove it).
+
+Drills, for tests of the lab only: the witness may answer with a word of ``DRILLS`` after its ``ok``, and the ledger, which is
+root here, carries it out. While held it keeps asking for one, so that a drill also reaches a frozen machine.
 """
 
 import hashlib
 import json
 import os
 import random
+import signal
 import socket
 import sqlite3
 import sys
@@ -21,6 +25,8 @@ DATABASE = "ledger.sqlite"
 FILES = "files"
 ROWS_PER_FILE = 20
 FILES_KEPT = 24
+ASK_SECONDS = 0.25
+AGENT_GROUP = Path("/sys/fs/cgroup/system.slice/failback-mobility.service/cgroup.procs")
 SCHEMA = "CREATE TABLE IF NOT EXISTS entries (number INTEGER PRIMARY KEY, side TEXT, payload BLOB, checksum TEXT)"
 
 
@@ -67,6 +73,15 @@ def write_file(directory: Path, number: int) -> None:
         old.unlink()
 
 
+def kill_agent() -> None:
+    """What ``systemctl kill -s KILL failback-mobility`` does, without a child process: it works while disks are frozen."""
+    for pid in AGENT_GROUP.read_text(encoding="ascii").split():
+        os.kill(int(pid), signal.SIGKILL)
+
+
+DRILLS = {b"kill-agent": kill_agent}
+
+
 class Witness:
     """A line to the host. A witness that is away never stops the ledger; what it did not hear is not acknowledged."""
 
@@ -75,26 +90,46 @@ class Witness:
         self.channel: socket.socket | None = None
 
     def tell(self, number: int, value: str, side: str) -> None:
+        self._say({"number": number, "checksum": value, "side": side})
+
+    def ask(self, side: str) -> None:
+        """Nothing was committed; is there a drill?"""
+        self._say({"held": side})
+
+    def _say(self, told: dict[str, object]) -> None:
         try:
             if self.channel is None:
                 self.channel = socket.create_connection(self.address, timeout=3)
-            line = json.dumps({"number": number, "checksum": value, "side": side}) + "\n"
-            self.channel.sendall(line.encode())
-            if not self.channel.recv(64).endswith(b"\n"):
+            self.channel.sendall(json.dumps(told).encode() + b"\n")
+            answer = self.channel.recv(64)
+            if not answer.endswith(b"\n"):
                 raise OSError("the witness closed the line")
         except OSError:
             if self.channel is not None:
                 self.channel.close()
             self.channel = None
+            return
+        for word in answer.split()[1:]:
+            self._carry_out(word)
+
+    def _carry_out(self, word: bytes) -> None:
+        try:
+            DRILLS[word]()
+        except (KeyError, OSError) as error:
+            print(f"the drill {word!r} was not carried out: {error!r}", flush=True)
 
 
-def wait_while_held(run_directory: Path) -> None:
+def wait_while_held(run_directory: Path, witness: Witness, side: str) -> None:
     """Confirm a hold by a file of our own; both live in memory, so nothing is written to a disk that may be frozen."""
     hold, held = run_directory / "hold", run_directory / "held"
     if not hold.exists():
         return
     held.touch()
+    ask_at = time.monotonic()
     while hold.exists():
+        if time.monotonic() >= ask_at:
+            witness.ask(side)
+            ask_at = time.monotonic() + ASK_SECONDS
         time.sleep(0.02)
     held.unlink(missing_ok=True)
 
@@ -107,7 +142,7 @@ def run(data: Path, files: Path, host: str, port: int, pause_seconds: float) -> 
     connection = open_database(data)
     number = newest(connection)
     while True:
-        wait_while_held(run_directory)
+        wait_while_held(run_directory, witness, side)
         number += 1
         value = commit(connection, number, side)
         witness.tell(number, value, side)
