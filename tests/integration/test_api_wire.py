@@ -52,6 +52,26 @@ def test_a_machine_without_origin_is_refused_with_the_reason(site: SiteProcess) 
     assert site.import_ledger(onPremises={"fabric": "nowhere", "machine": "x"})[0] == 404
 
 
+@pytest.mark.parametrize("name", ["%E4%B8%AD", "%C2%B2", "a%0d%0ab", "..", "a.b", "-", "x" * 64])
+def test_a_name_that_is_no_name_is_refused(site: SiteProcess, name: str) -> None:
+    """It would have to stand in headers, which are ASCII."""
+    body = {"properties": {"providerSpecificDetails": {"instanceType": "FailbackImport"}}}
+    status, refused, _ = site.call("PUT", ITEM.replace("ledger", name), body)
+    assert (status, refused["error"]["code"]) == (400, "InvalidName")
+
+
+def test_the_callers_own_words_come_back_quoted(site: SiteProcess) -> None:
+    site.import_ledger()
+    site.knob("no sync", True)
+    strange = ITEM.replace("/vaults/v/", "/vaults/%E4%B8%AD%0d%0aX:%20y/")
+    status, _, headers = site.call("POST", f"{strange}/reProtect?api-version=%E4%B8%AD%26x", REPROTECT)
+    assert status == 202
+    assert "/vaults/%E4%B8%AD%0D%0AX" in headers["location"] and "api-version=%E4%B8%AD%26x" in headers["location"]
+    job_id = headers["location"].split("?")[0].rsplit("/", 1)[1]
+    assert site.call("POST", f"{VAULT}/replicationJobs/{job_id}/cancel")[0] in (200, 409)
+    site.knob("no sync", False)
+
+
 def test_import_pairs_the_disks_finds_the_agent_and_may_be_repeated(site: SiteProcess) -> None:
     first, item = site.import_ledger()
     second, again = site.import_ledger()

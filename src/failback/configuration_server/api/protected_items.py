@@ -1,4 +1,4 @@
-"""``replicationProtectedItems``: read, import, reprotect, failover, commit, cancel, app-consistent point, disable.
+"""``replicationProtectedItems``: read, import, reprotect, failover, commit, cancel, resynchronize, point, disable.
 
 Every change is checked against the state table first (the reason goes to the caller), starts one durable job under a key
 made of the caller's request id (a repeated request finds its job again) and answers 202. Import answers at once.
@@ -42,6 +42,7 @@ SCENARIOS = {
     Operation.FAILOVER: "UnplannedFailover",
     Operation.COMMIT: "CommitFailover",
     Operation.CANCEL_FAILOVER: "CancelFailover",
+    Operation.REPAIR: "RepairVMReplication",
     Operation.CREATE_RECOVERY_POINT: "CreateRecoveryPoint",
     Operation.DISABLE: "DisableDr",
 }
@@ -156,6 +157,17 @@ def _operations(services: Services) -> APIRouter:
     async def cancel(asked: Asked) -> Response:
         return await _start(services, asked, Operation.CANCEL_FAILOVER, _nothing)
 
+    @routes.post("/repairReplication")
+    async def repair(asked: Asked, body: inputs.RepairRequest | None = None) -> Response:
+        named = body.properties.details.process_server_id if body else ""
+
+        def resolve(session: Session, _found: ItemView) -> dict[str, Any]:
+            if not named:
+                return {}
+            return {"process_server_id": find(session, Role.PROCESS_SERVER, last_segment(named)).component_id}
+
+        return await _start(services, asked, Operation.REPAIR, resolve)
+
     @routes.post("/createRecoveryPoint")
     async def create_point(asked: Asked) -> Response:
         return await _start(services, asked, Operation.CREATE_RECOVERY_POINT, _nothing)
@@ -246,7 +258,7 @@ async def _import(services: Services, asked: Change, details: import_item.Import
             code="506",
             remedy=f"use {import_item.INSTANCE_TYPE} to register a machine that has failed over",
         )
-    if not name.replace("-", "").isalnum() or len(name) > import_item.MAXIMUM_NAME:
+    if not name.isascii() or not name.replace("-", "").isalnum() or len(name) > import_item.MAXIMUM_NAME:
         raise ConfigurationError(
             f"{name!r} is not a name for an item", code="InvalidName", remedy="use 1 to 63 letters, digits and hyphens"
         )
