@@ -163,7 +163,7 @@ async def test_a_certificate_of_another_authority_is_refused_both_ways(
 ) -> None:
     other = Authority(tmp_path / "other")
     stranger = other.identity(MACHINE, Role.PROCESS_SERVER)
-    with pytest.raises(AuthenticationError, match="is not trusted: certificate signature failure"):
+    with pytest.raises(AuthenticationError, match="is not trusted"):
         await open_link(endpoint(port_of(target)), stranger, make_hello(MACHINE), expect=Role.MASTER_TARGET)
     trusting = other.identity(str(uuid.uuid4()), Role.PROCESS_SERVER)
     trusting.ca_path.write_bytes(agent.ca_path.read_bytes())  # trusts the server, is not trusted by it
