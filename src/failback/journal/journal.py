@@ -30,7 +30,7 @@ from failback.journal.catalogue import FORMAT, Applied, Catalogue, CataloguedPoi
 from failback.journal.choosing import choose
 from failback.journal.damage import GAP, JOURNAL_REPLACED, REDO_DAMAGED, Damage, Witness, opens_a_pass
 from failback.journal.redo import RedoLog
-from failback.journal.rollback import RETURN_FILE, Destination, Progress, Rollback
+from failback.journal.rollback import RETURN_FILE, RETURNING, ROLLED, Destination, Progress, Rollback
 from failback.journal.undo import UndoFolder
 from failback.journal.view import View, ViewPlace
 from failback.model.ids import MachineId, PointId, new_id
@@ -432,18 +432,22 @@ class Journal:
             if self._applier is None or self._rollback is None:
                 raise ConflictError("the replica's disks are not open", remedy="resume the replica first")
             known = self._rollback.destination
-            if known is not None and known.choice == choice:
-                return known
-            if known is not None:
-                self._give_back()
+            if known is not None and known.choice == choice and self._rollback.phase != RETURNING:
+                return known if self._rollback.phase == ROLLED else self._rollback.finish(progress)
+            self._give_back()
             self._applier.settle()
             destination = choose(choice, self.catalogue.points(), self.redo, self.applied.ordinal)
             return self._rollback.roll(destination, progress)
 
     @property
+    def rollback_phase(self) -> str:
+        """Empty while the disks follow the stream; else they are at a point, or (after a failure) on the way there or back."""
+        return str(self.catalogue.get("rollback_phase") or "")
+
+    @property
     def destination(self) -> Destination | None:
-        """Where the disks were brought, or None while they follow the stream."""
-        if not self.catalogue.get("rollback_phase"):
+        """The point that the disks are at, or None while they follow the stream or are under way."""
+        if self.rollback_phase != ROLLED:
             return None
         return records.decode(self.catalogue.get("rollback_destination"), Destination)
 
@@ -501,9 +505,9 @@ class Journal:
         dropped = 0
         with self.apply_lock:
             applied = self.catalogue.applied
-            self.redo.free(applied.ordinal, time.time() - self.policy.redo_window_seconds)
-            if self._views or self.catalogue.get("rollback_phase") or self.catalogue.get("state") != "attached":
+            if self._views or self.rollback_phase or self.catalogue.get("state") != "attached":
                 return 0
+            self.redo.free(applied.ordinal, time.time() - self.policy.redo_window_seconds)
             history_ns = self.policy.recovery_point_history_minutes * retention.MINUTE_NS
             self.catalogue.forget_gaps(applied.wall_ns - history_ns)
             for point_id in retention.to_drop(

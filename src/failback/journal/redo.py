@@ -64,6 +64,7 @@ class RedoLog:
             self.synced_ordinal = self._appended_ordinal = self._cut_tail(segment)
             if segment.size_bytes > 0:
                 self._fd = os.open(segment.path, os.O_RDWR | os.O_CLOEXEC)
+                os.fdatasync(self._fd)  # a killed process may have written records that it did not sync
                 self._durable_bytes = segment.size_bytes
                 return
             segment.path.unlink()
@@ -145,6 +146,7 @@ class RedoLog:
             write_all(self._fd, [layout.pack_file_header(header)], 0)
             sync_directory(self._directory)
         except OSError as error:
+            self.close()  # what follows belongs behind the last segment, not into this file
             raise storage_error(f"cannot create {path}", error) from error
         self._durable_bytes = 0
         with self._lock:

@@ -38,6 +38,7 @@ from failback.model.points import PointChoice, RecoveryPoint
 from failback.runtime import faults, records
 
 RETURN_FILE = "undo/return.undo"
+ROLLING, ROLLED, RETURNING = "rolling", "rolled", "returning"
 _RETURN_NUMBER = 0
 _STRETCH_BYTES = 8 << 20
 
@@ -76,9 +77,9 @@ class Rollback:
 
     def recover(self) -> None:
         """After a start: finish what a crash interrupted."""
-        if self.phase == "rolling":
+        if self.phase == ROLLING:
             self._roll(lambda done, total: None)
-        elif self.phase == "returning":
+        elif self.phase == RETURNING:
             self.give_back()
         elif not self.phase:
             self._folder.path(RETURN_FILE).unlink(missing_ok=True)
@@ -89,8 +90,12 @@ class Rollback:
             raise ConflictError("the disks are already at a chosen point", remedy="resume the replica first")
         self._folder.path(RETURN_FILE).unlink(missing_ok=True)
         with self._catalogue.transaction():
-            self._catalogue.set("rollback_phase", "rolling")
+            self._catalogue.set("rollback_phase", ROLLING)
             self._catalogue.set("rollback_destination", records.encode(destination))
+        return self._roll(progress)
+
+    def finish(self, progress: Progress) -> Destination:
+        """Go on with a rollback that failed in the middle: the disks are neither here nor there."""
         return self._roll(progress)
 
     def _roll(self, progress: Progress) -> Destination:
@@ -103,6 +108,9 @@ class Rollback:
             written = self._undo(destination, preserver, progress)
             if destination.ordinal > destination.base_ordinal:
                 self._redo_forward(destination, preserver)
+        except BaseException:
+            file.cut_back()
+            raise
         finally:
             file.close()
         self._target.flush()
@@ -110,7 +118,7 @@ class Rollback:
             destination.choice, destination.point, destination.base_ordinal, destination.ordinal, written
         )
         with self._catalogue.transaction():
-            self._catalogue.set("rollback_phase", "rolled")
+            self._catalogue.set("rollback_phase", ROLLED)
             self._catalogue.set("rollback_destination", records.encode(done))
         return done
 
@@ -168,7 +176,7 @@ class Rollback:
         """Make the disks again what they were before rolling: at the applied position."""
         if not self.phase:
             return
-        self._catalogue.set("rollback_phase", "returning")
+        self._catalogue.set("rollback_phase", RETURNING)
         path = self._folder.path(RETURN_FILE)
         self._folder.open(RETURN_FILE, _RETURN_NUMBER).close()  # cuts a torn tail: its blocks were not overwritten
         for record in read_records(path):

@@ -12,7 +12,7 @@ from typing import Any
 
 from failback.errors import ConflictError, StorageError
 from failback.master_target.intake import Intake
-from failback.master_target.replica import Replica
+from failback.master_target.replica import ATTACHED, Replica
 from failback.master_target.replicas import Replicas
 from failback.model import orders
 from failback.model.components import Order
@@ -76,7 +76,12 @@ class Orders:
         Raises ConflictError, StorageError.
         """
         journal = replica.journal
-        while journal.destination is None:
+        is_new_mark = bool(arguments.after_mark) and journal.mark(arguments.after_mark) is None
+        if journal.rollback_phase and is_new_mark and replica.state == ATTACHED:
+            async with self._replicas.lock(arguments.machine_id):  # the disks are at the point of an earlier failback
+                self._check_newest(arguments.machine_id, serial)
+                await asyncio.to_thread(replica.resume)
+        while not journal.rollback_phase:
             self._check_newest(arguments.machine_id, serial)
             damage = journal.damage
             if damage is not None and arguments.after_mark:

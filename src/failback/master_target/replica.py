@@ -239,7 +239,7 @@ class Replica:
         state = self.state
         if state in (COMMITTED, DETACHED):
             state = RELEASED
-        elif state == ATTACHED and journal.destination is not None:
+        elif state == ATTACHED and journal.rollback_phase:
             state = "rolled-back"
         return ReplicaStatus(
             machine_id=journal.machine_id,
