@@ -28,6 +28,10 @@ lint types: check
 unit: $(VENV)/.ready $(CAPTURE)
 	$(BIN)/pytest tests/unit
 
+# The table of bench/README.md; BENCH=name for one, SCALE=small PAIRS=1 for a quick try.
+bench: $(VENV)/.ready $(CAPTURE)
+	$(BIN)/python bench/run.py
+
 build: $(VENV)/.ready $(CAPTURE)
 	$(BIN)/python -m build
 
