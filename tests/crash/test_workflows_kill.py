@@ -32,6 +32,7 @@ CANCEL = ("CancelFailover", {})
 COMMIT = ("CommitFailover", {})
 POINT = ("CreateRecoveryPoint", {})
 DISABLE = ("DisableDr", {})
+REPAIR = ("RepairVMReplication", {"reason": "SpoolDamaged: a test"})
 
 Job = tuple[str, dict[str, Any]]
 
@@ -86,6 +87,17 @@ WORKFLOWS: dict[str, tuple[list[Job], Job, list[str]]] = {
         [
             *("job.InsertConsistencyTag.before", "job.InsertConsistencyTag.mark", "job.InsertConsistencyTag.after"),
             *around("PublishRecoveryPoint"),
+        ],
+    ),
+    "repair": (
+        [REPROTECT],
+        REPAIR,
+        [
+            "job.RepairReplicationPrerequisitesCheck.before",
+            *("job.RepairReplicationPrerequisitesCheck.event", "job.RepairReplicationPrerequisitesCheck.after"),
+            *("job.StartResynchronization.before", "job.StartResynchronization.server"),
+            *("job.StartResynchronization.epoch", "job.StartResynchronization.after", "job.finish.after"),
+            *around("ResumeReplicaTask", "IrCompletionTask"),
         ],
     ),
     "disable": ([REPROTECT], DISABLE, around("VmDisableProtectionPrerequisitesCheck", "VmDisableProtection")),

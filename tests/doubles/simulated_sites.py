@@ -270,7 +270,13 @@ class Components:
         return MobilityStatus(
             capture=agent["capture"], self_test="passed", epoch=agent["epoch"], pass_id=PassId(agent["pass_id"]),
             sync_done=done, sync=sync, landed_sequence=agent["ticks"], freeze="frozen" if agent["frozen"] else "", linked=True,
+            problem=self._problem("agent problem", agent["epoch"]),
         )  # fmt: skip
+
+    def _problem(self, knob: str, epoch: int) -> str:
+        """The knob holds [epoch, problem]; epoch 0: every one."""
+        ended, problem = self._sites.read()["knobs"].get(knob, (-1, ""))
+        return problem if ended in (0, epoch) else ""
 
     def _agent_order(self, state: dict[str, Any], order: Order) -> dict[str, Any]:
         agent = state["agent"]
@@ -322,8 +328,9 @@ class Components:
         )
         done = state["agent"]["ticks"] >= 3 and state["replica_epoch"] == state["agent"]["epoch"]
         replica = ReplicaStatus(
-            MachineId(MACHINE), state["replica"], state["replica_epoch"], "incarnation-1", 1, 1, 1, done, points=points
-        )
+            MachineId(MACHINE), state["replica"], state["replica_epoch"], "incarnation-1", 99, 1, 1, done, points=points,
+            problem=self._problem("replica problem", state["replica_epoch"]),
+        )  # fmt: skip
         return MasterTargetStatus(replicas=(replica,))
 
     def _master_target_order(self, state: dict[str, Any], order: Order) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The ways of an item: ``readiness``, ``reprotect``, ``failback``, ``commit``, ``cancel``.
+"""The ways of an item: ``readiness``, ``reprotect``, ``failback``, ``commit``, ``cancel``, ``resync``.
 
 Each change says first what it will do to the running machine and asks (``--yes`` answers), then starts a job and follows it.
 Interrupting the command does not interrupt the job.
@@ -221,6 +221,32 @@ def cancel(name: ItemName, yes: Yes = False, no_wait: NoWait = False, as_json: A
     confirm(statement, f"Cancel the failback of {name}?", yes)
     with server() as api:
         _run(api, f"{ITEMS}/{name}/failoverCancel", None, no_wait, as_json)
+
+
+def resync(
+    name: ItemName,
+    *,
+    process_server: Annotated[
+        str, typer.Option(help="Replicate through this process server from now on; host name or id.")
+    ] = "",
+    yes: Yes = False,
+    no_wait: NoWait = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the on-premises disks with the machine by hash and send what differs; the machine keeps running."""
+    statement = [
+        f"{name} keeps running. Its disks are read and compared with the replica; what differs is sent again.",
+        "Until that is over there is no new recovery point, and a failback can only go to the points that there are.",
+    ]
+    if process_server:
+        statement.append(
+            f"It replicates through {process_server}; the other process server forgets what it holds of it."
+        )
+    confirm(statement, f"Resynchronize {name}?", yes)
+    details = {"processServerId": process_server} if process_server else {}
+    with server() as api:
+        body = {"properties": {"providerSpecificDetails": details}}
+        _run(api, f"{ITEMS}/{name}/repairReplication", body, no_wait, as_json)
 
 
 def _run(api: Api, path: str, body: Any, no_wait: bool, as_json: bool) -> None:

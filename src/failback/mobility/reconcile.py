@@ -33,6 +33,8 @@ from failback.transport.identity import Identity
 
 log = logs.get(__name__)
 
+ENDING_CODES = frozenset({"JournalReplaced", "RedoDamaged", "ItemsMissing", "SpoolDamaged"})
+"""Errors of a stream that only a new epoch cures."""
 RETRY_SECONDS = 5.0
 PROBE_SECONDS = 5.0
 
@@ -64,6 +66,8 @@ class Reconciler:
         self._devices: dict[int, str] = {}
         self._disks: tuple[DiskFacts, ...] = ()
         self._firmware = facts.firmware()
+        self._ended: tuple[int, str] = (0, "")
+        """The epoch whose stream cannot go on, and why."""
         self._leases = Leases(config, self._memory, self._running, changed)
 
     # --- for the control loop ---------------------------------------------------------------------------------------
@@ -97,8 +101,11 @@ class Reconciler:
             capture=state.capture, capture_reason=state.reason, self_test=state.self_test, disks=self._disks,
             freeze="frozen" if self._leases.frozen else "", firmware=self._firmware,
         )  # fmt: skip
-        if stream is None or wanted is None:
+        if wanted is None or not wanted.active:
             return basic
+        if stream is None:
+            ended = self._ended[0] == wanted.epoch
+            return replace(basic, epoch=wanted.epoch, problem=self._ended[1]) if ended else basic
         return MobilityStatus(
             capture=state.capture, capture_reason=stream.problem or state.reason, self_test=state.self_test,
             disks=self._disks, epoch=stream.assignment.epoch, pass_id=stream.assignment.pass_id,
@@ -106,8 +113,14 @@ class Reconciler:
             spooled_sequence=stream.spooled_sequence, landed_sequence=stream.landed_sequence,
             landed_ring=stream.landed_ring, backlog_bytes=stream.backlog_bytes, bytes_changed=stream.bytes_changed,
             bytes_sent=stream.bytes_sent, lag=stream.figures(), gap=stream.gap, freeze=basic.freeze,
-            linked=stream.linked, firmware=self._firmware,
+            linked=stream.linked, firmware=self._firmware, problem=self._problem(stream),
         )  # fmt: skip
+
+    def _problem(self, stream: Stream) -> str:
+        """Why the stream's epoch is over, if it is: only what a new epoch cures."""
+        if self._ended[0] == stream.assignment.epoch:
+            return self._ended[1]
+        return stream.problem if stream.problem.partition(":")[0] in ENDING_CODES else ""
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -166,6 +179,8 @@ class Reconciler:
         if not isinstance(error, (FailbackError, OSError)):
             log.error("the stream stopped unexpectedly", error=repr(error))
             raise error
+        if isinstance(error, FailbackError) and error.code in ENDING_CODES and self._wanted is not None:
+            self._ended = (self._wanted.epoch, f"{error.code}: {error.message}")
         if reason != self._state.reason:
             log.error("protection is interrupted", reason=reason, remedy=remedy)
         self._state.capture, self._state.reason = "failed", f"{reason}. {remedy}".strip()

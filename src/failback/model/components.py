@@ -184,6 +184,8 @@ class MobilityStatus:
     linked: bool = False
     """The process server is connected."""
     firmware: str = ""
+    problem: str = ""
+    """``CODE: sentence`` when the stream of ``epoch`` ended for good (see protection.repair_rules); empty while it goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +238,7 @@ class ReplicaStatus:
     disks: tuple[ReplicaDisk, ...] = ()
     journal_bytes: int = 0
     problem: str = ""
+    """Why nothing lands or is applied; begins with ``CODE:`` when only a new epoch helps."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ class Operation(enum.Enum):
     FAILOVER = "UnplannedFailover"
     COMMIT = "Commit"
     CANCEL_FAILOVER = "CancelFailover"
+    REPAIR = "RepairReplication"
     DISABLE = "DisableProtection"
     CREATE_RECOVERY_POINT = "CreateRecoveryPoint"
 
@@ -27,6 +28,7 @@ SPOKEN = {
     Operation.FAILOVER: "Failover",
     Operation.COMMIT: "Commit",
     Operation.CANCEL_FAILOVER: "Cancelling a failover",
+    Operation.REPAIR: "Resynchronizing",
     Operation.DISABLE: "Disabling the protection",
     Operation.CREATE_RECOVERY_POINT: "Creating a recovery point",
 }

@@ -4,14 +4,14 @@ Theory. An item goes round a circle; the direction is a field beside the state, 
 way out. ``protectionState`` on the wire is the state's value (asr.md section 5.1)::
 
     COMMITTED --reprotect-started--> REPLICATING --replica-consistent--> PROTECTED --failed-over--> COMMIT_PENDING
-        ^  ^---reprotect-abandoned-------'  ^                                                        |      |
+        ^  ^---reprotect-abandoned-------'  ^ ^------------repair-started--------'                   |      |
         |                                   '-----------------failover-cancelled---------------------'      |
         '-------------------------------------------------failover-committed--------------------------------'
 
 ``reprotect-started`` turns the direction; ``reprotect-abandoned`` turns it back. An imported item begins COMMITTED with
 direction TO_CLOUD: it failed over and runs in the cloud. A machine runs at the target after a failover, else at the
 source; the side that may *speak* for it (``items.live_side``) follows once it is heard from. A source that was lost
-during the first synchronisation leaves the points before it, so REPLICATING may fail over too, when asked for by name.
+during a synchronisation leaves the points before it, so REPLICATING may fail over too, when asked for by name.
 ``protection-disabled`` leaves every state but COMMIT_PENDING, where a disposable layer still has to be merged or
 dropped. In-progress phases are not states: they are the item's running job.
 """
@@ -38,6 +38,7 @@ class Event(enum.Enum):
     REPROTECT_STARTED = "reprotect-started"
     REPROTECT_ABANDONED = "reprotect-abandoned"
     REPLICA_CONSISTENT = "replica-consistent"
+    REPAIR_STARTED = "repair-started"
     FAILED_OVER = "failed-over"
     FAILOVER_COMMITTED = "failover-committed"
     FAILOVER_CANCELLED = "failover-cancelled"
@@ -59,6 +60,7 @@ TABLE: dict[State, dict[Event, State]] = {
         Event.PROTECTION_DISABLED: State.DISABLED,
     },
     State.PROTECTED: {
+        Event.REPAIR_STARTED: State.REPLICATING,
         Event.FAILED_OVER: State.COMMIT_PENDING,
         Event.PROTECTION_DISABLED: State.DISABLED,
     },
@@ -71,22 +73,24 @@ TABLE: dict[State, dict[Event, State]] = {
 
 OPERATIONS: dict[State, frozenset[Operation]] = {
     State.COMMITTED: frozenset({Operation.REPROTECT, Operation.DISABLE}),
-    State.REPLICATING: frozenset({Operation.DISABLE}),
-    State.PROTECTED: frozenset({Operation.FAILOVER, Operation.DISABLE, Operation.CREATE_RECOVERY_POINT}),
+    State.REPLICATING: frozenset({Operation.REPAIR, Operation.DISABLE}),
+    State.PROTECTED: frozenset(
+        {Operation.FAILOVER, Operation.REPAIR, Operation.DISABLE, Operation.CREATE_RECOVERY_POINT}
+    ),
     State.COMMIT_PENDING: frozenset({Operation.COMMIT, Operation.CANCEL_FAILOVER}),
     State.DISABLED: frozenset(),
 }
 
 _BECAUSE: dict[State, str] = {
     State.COMMITTED: "the failover is committed and nothing replicates: reprotect first",
-    State.REPLICATING: "the replica is not consistent yet: wait until the first synchronisation is over",
+    State.REPLICATING: "the replica is not consistent yet: wait until the synchronisation is over",
     State.PROTECTED: "the machine is protected and has not failed over",
     State.COMMIT_PENDING: "a failover waits for its commit or cancel: do one of them first",
     State.DISABLED: "the protection was disabled",
 }
 _DESCRIPTIONS: dict[State, str] = {
     State.COMMITTED: "Failover committed",
-    State.REPLICATING: "Initial replication in progress",
+    State.REPLICATING: "Synchronization in progress",
     State.PROTECTED: "Protected",
     State.COMMIT_PENDING: "Failover completed",
     State.DISABLED: "Protection disabled",

@@ -58,6 +58,20 @@ class FailoverRequest(_Wire):
     properties: FailoverProperties = Field(default_factory=FailoverProperties)
 
 
+class RepairDetails(_Wire):
+    """Our extension: Azure's operation has no body. A process server may be named by host name or id."""
+
+    process_server_id: str = Field(default="", alias="processServerId")
+
+
+class RepairProperties(_Wire):
+    details: RepairDetails = Field(default_factory=RepairDetails, alias="providerSpecificDetails")
+
+
+class RepairRequest(_Wire):
+    properties: RepairProperties = Field(default_factory=RepairProperties)
+
+
 class DisableProperties(_Wire):
     disable_protection_reason: str = Field(default="NotSpecified", alias="disableProtectionReason")
 

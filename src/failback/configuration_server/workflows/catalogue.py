@@ -10,6 +10,7 @@ from failback.configuration_server.workflows import (
     disable,
     failback,
     finalize,
+    repair,
     reprotect,
 )
 from failback.configuration_server.workflows.world import World
@@ -19,6 +20,7 @@ def scenarios(world: World) -> dict[str, Scenario]:
     made = (
         reprotect.scenario(world),
         finalize.scenario(world),
+        repair.scenario(world),
         failback.scenario(world),
         commit.scenario(world),
         cancel_failback.scenario(world),

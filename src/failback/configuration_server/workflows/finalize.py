@@ -1,4 +1,4 @@
-"""IrCompletion: the job that follows reprotect (and a cancelled failback) and makes the item *protected*.
+"""IrCompletion: the job that follows reprotect (and a cancelled failback, and a repair) and makes the item *protected*.
 
 It waits until the pass is over, the master target says that the replica is consistent, and the first recovery point after
 the pass is published; it shows bytes, rate and time left. There is no limit on its length, only on standing still.
@@ -19,6 +19,7 @@ from failback.errors import ConflictError, PeerError
 from failback.model.components import MobilityStatus, ReplicaStatus
 from failback.model.ids import PassId
 from failback.protection import failback_rules as rules
+from failback.protection import repair_rules
 from failback.protection.states import Event, State
 from failback.runtime import records
 
@@ -54,8 +55,12 @@ async def complete(world: World, context: StepContext) -> dict[str, Any]:
                 possible_causes="the reprotect was cancelled or the protection disabled",
                 remedy="reprotect the item again",
             )
+        parts = await pieces.parts(context, item)
+        over = repair_rules.ended(item.epoch, parts)
+        if over is not None:
+            raise _ended(item, over)
         _, status = await pieces.agent(context, item)
-        held = await pieces.replica(context, item)
+        held = parts.master_target
         missing = rules.protection_missing(status, held, item.epoch, PassId(item.pass_id))
         if not missing:
             await context.change_item(_protected)
@@ -65,6 +70,15 @@ async def complete(world: World, context: StepContext) -> dict[str, Any]:
         if moved.stalled(world, _signs(status, held)):
             raise _stuck(missing, world.timing.stall_seconds)
         await context.pause()
+
+
+def _ended(item: ItemRow, over: repair_rules.StreamEnd) -> ConflictError:
+    return ConflictError(
+        f"the stream of epoch {item.epoch} cannot go on: {over.sentence}",
+        code=over.code,
+        possible_causes="a spool or a journal was lost, damaged, or restored from an old copy",
+        remedy=f"the disks are compared anew by a job that begins by itself, or by: failback resync {item.name}",
+    )
 
 
 def _protected(item: ItemRow) -> None:

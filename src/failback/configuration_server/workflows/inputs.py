@@ -33,6 +33,14 @@ class FailoverInputs:
 
 
 @dataclass(frozen=True, slots=True)
+class RepairInputs:
+    """``process_server_id``: replicate through this one from now on (empty: as before). ``reason``: why it began by itself."""
+
+    process_server_id: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class CompletionInputs:
     """``resume``: the disks were rolled back or released and have to become a replica again first."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import select
@@ -12,6 +13,7 @@ from failback.configuration_server.database import components, items
 from failback.configuration_server.database.components import ComponentRow
 from failback.configuration_server.database.items import ItemRow
 from failback.configuration_server.jobs.context import StepContext
+from failback.configuration_server.registry.parts import stream_parts
 from failback.configuration_server.workflows.world import Work, World, carry_out_plainly
 from failback.errors import ConflictError, FabricError, PeerError
 from failback.fabric.interfaces import PowerState
@@ -20,6 +22,7 @@ from failback.model.components import MasterTargetStatus, MobilityStatus, Replic
 from failback.model.ids import DiskId, MachineId, new_id
 from failback.protection import failback_rules as rules
 from failback.protection.operations import Operation, Side
+from failback.protection.repair_rules import Parts
 from failback.protection.states import TABLE, Event, State, advance, direction_of, require
 from failback.runtime import records
 
@@ -88,6 +91,11 @@ async def replica(context: StepContext, item: ItemRow) -> ReplicaStatus | None:
     return next((each for each in status.replicas if each.machine_id == item.machine_id), None)
 
 
+async def parts(context: StepContext, item: ItemRow) -> Parts:
+    """What agent, process server and master target last told of the item's stream."""
+    return await context.look(lambda session: stream_parts(session, item))
+
+
 def replica_work(item: ItemRow, kind: str, seconds: float, sentence: str) -> Work:
     """Release, resume, commit or detach the item's replica."""
     return Work(master_target_of(item), kind, orders.ReplicaOrder(machine_of(item)), seconds, sentence)
@@ -145,10 +153,14 @@ async def _until_power(  # noqa: PLR0917
 # --- epochs and passes --------------------------------------------------------------------------------------------------
 
 
-async def begin_epoch(world: World, context: StepContext, created: list[str], event: Event | None) -> dict[str, Any]:
+async def begin_epoch(
+    world: World, context: StepContext, created: list[str], event: Event | None,
+    adjust: Callable[[ItemRow], None] = lambda item: None,
+) -> dict[str, Any]:  # fmt: skip
     """Issue a new epoch with a new pass over all disks and let the stream flow: once a task, however often it runs.
 
-    Returns ``{"epoch": ..., "pass_id": ...}``. ``event`` moves the item's state in the same transaction.
+    Returns ``{"epoch": ..., "pass_id": ...}``. ``event`` moves the item's state, and ``adjust`` changes what else the epoch is
+    to begin with, in the same transaction.
     """
     seen = await _epochs_seen(context)
 
@@ -164,6 +176,7 @@ async def begin_epoch(world: World, context: StepContext, created: list[str], ev
             disk.sync = modes.get(DiskId(disk.disk_id), SyncMode.COMPARE).value
         item.replicating, item.live_side = True, items.CLOUD
         item.protection_stage = "comparing"
+        adjust(item)
         return {"epoch": epoch, "pass_id": item.pass_id}
 
     begun: dict[str, Any] = await context.remember_with("epoch", begin)

@@ -1,0 +1,136 @@
+"""Repairs that begin by themselves: a stream that ended for good leads to a comparison of the disks, as a job (D6, D7).
+
+Level-triggered: what the components say is looked at every few seconds, and the job's key is made of item, reason and epoch, so
+that a restarted server finds the job that it began. Another job of the item is waited for. A repair that failed before it
+issued its epoch is tried again; one that was cancelled is not. More than a few in an hour need a person.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from failback.configuration_server.database import Database, events, items
+from failback.configuration_server.database.items import ItemRow
+from failback.configuration_server.database.jobs import JobRow
+from failback.configuration_server.jobs import scenario as words
+from failback.configuration_server.jobs import store
+from failback.configuration_server.jobs.engine import JobEngine
+from failback.configuration_server.registry.parts import stream_parts
+from failback.configuration_server.workflows.repair import REPAIR, RESYNC_REQUIRED
+from failback.errors import ConflictError, FailbackError
+from failback.protection import repair_rules
+from failback.protection.operations import Operation
+from failback.protection.states import OPERATIONS, State
+from failback.runtime import logs
+from failback.runtime.clock import Clock, SystemClock
+
+LOOK_EVERY_SECONDS = 5.0
+AGAIN_AFTER_SECONDS = 60.0
+STARTED_BY = "monitor"
+
+log = logs.get(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Due:
+    item_id: str
+    name: str
+    key: str
+    reason: str
+    failed_job_id: str = ""
+
+
+class Repairs:
+    """``run`` until cancelled; ``look`` is one round and returns the ids of the jobs that it began or restarted."""
+
+    def __init__(self, database: Database, engine: JobEngine, clock: Clock | None = None) -> None:
+        self._database = database
+        self._engine = engine
+        self._clock = clock or SystemClock()
+        self._told: set[str] = set()
+
+    async def run(self, pause_seconds: float = LOOK_EVERY_SECONDS) -> None:
+        while True:
+            await asyncio.sleep(pause_seconds)
+            try:
+                await self.look()
+            except (FailbackError, SQLAlchemyError) as error:
+                log.error("streams in need of a repair were not looked after", error=repr(error))
+
+    async def look(self) -> list[str]:
+        due, held_back = await self._database.look(self._find)
+        for one in held_back:
+            if one.key not in self._told:
+                self._told.add(one.key)
+                await self._database.run(lambda session, one=one: self._tell(session, one))  # type: ignore[misc]
+        started = []
+        for one in due:
+            try:
+                started.append(await self._start(one))
+            except ConflictError as error:
+                log.info("a repair waits", item=one.name, reason=error.message)
+        return started
+
+    async def _start(self, due: _Due) -> str:
+        if due.failed_job_id:
+            await self._engine.restart(due.failed_job_id)
+            return due.failed_job_id
+        log.warning("a stream ended for good: its disks are compared", item=due.name, reason=due.reason)
+        return await self._engine.start(REPAIR, due.item_id, {"reason": due.reason}, due.key, started_by=STARTED_BY)
+
+    def _find(self, session: Session) -> tuple[list[_Due], list[_Due]]:
+        due: list[_Due] = []
+        held_back: list[_Due] = []
+        for item, end in items_in_need(session):
+            if Operation.REPAIR not in OPERATIONS[State(item.protection_state)]:
+                continue
+            if store.unfinished_of_item(session, item.item_id) is not None:
+                continue
+            found = self._due(session, item, end)
+            if found is not None:
+                (due if found.failed_job_id or self._may_begin(session, item) else held_back).append(found)
+        return due, held_back
+
+    def _due(self, session: Session, item: ItemRow, end: repair_rules.StreamEnd) -> _Due | None:
+        key = f"{REPAIR} {item.item_id} {end.code} {item.epoch}"
+        name = item.friendly_name or item.name
+        known = session.scalars(select(JobRow).where(JobRow.key == key)).first()
+        reason = f"{end.code}: {end.sentence}"
+        if known is None:
+            return _Due(item.item_id, name, key, reason)
+        rested = self._clock.wall_ns() - known.ended_wall_ns > AGAIN_AFTER_SECONDS * 1e9
+        return _Due(item.item_id, name, key, reason, known.job_id) if known.state == words.FAILED and rested else None
+
+    def _may_begin(self, session: Session, item: ItemRow) -> bool:
+        begun = session.scalars(
+            select(JobRow.created_wall_ns).where(
+                JobRow.item_id == item.item_id, JobRow.scenario == REPAIR, JobRow.started_by == STARTED_BY
+            )
+        )
+        return repair_rules.may_begin(self._clock.wall_ns(), begun)
+
+    def _tell(self, session: Session, one: _Due) -> None:
+        sentence = (
+            f"The replication of {one.name} stopped again ({one.reason}) after {repair_rules.MOST_REPAIRS} repairs within the "
+            f"hour: find the cause, then failback resync {one.name}."
+        )
+        events.record(
+            session, self._clock.wall_ns(), RESYNC_REQUIRED, sentence, severity="Critical", item_id=one.item_id,
+            subject=one.name,
+        )  # fmt: skip
+
+
+def items_in_need(session: Session) -> list[tuple[ItemRow, repair_rules.StreamEnd]]:
+    """Items whose stream ended for good under the epoch in force."""
+    found = []
+    for item in items.all_items(session):
+        if item.replicating and item.machine_id:
+            end = repair_rules.ended(item.epoch, stream_parts(session, item))
+            if end is not None:
+                found.append((item, end))
+    return found
