@@ -46,9 +46,12 @@ def test_bundle_installs_into_a_root_without_pip_and_starts(tmp_path: Path) -> N
         mount --bind {tmp_path}/over/opt /opt
         mount --bind {tmp_path}/over/etc/failback /etc/failback
         mount --bind {tmp_path}/over/etc/systemd/system /etc/systemd/system
+        umask 000
         {bundle}/install.sh --no-start --server https://cs:8443 --ca-file {tmp_path}/ca.pem \\
             --passphrase-file {tmp_path}/passphrase
-        {bundle}/install.sh --no-start --server https://other:1
+        {bundle}/install.sh --no-start --server https://other:1 --passphrase-file /etc/failback/passphrase
+        {bundle}/install.sh --no-start --server http://plain:1 && exit 1
+        {bundle}/install.sh --no-start --server 'https://a"|b' && exit 1
         /opt/failback/bin/failback --version
         /opt/failback/bin/failback serve mobility --config /etc/missing.toml || test $? = 2
     """
@@ -62,6 +65,9 @@ def test_bundle_installs_into_a_root_without_pip_and_starts(tmp_path: Path) -> N
     etc = tmp_path / "over" / "etc"
     assert 'url = "https://cs:8443"' in (etc / "failback" / "mobility.toml").read_text(), "an existing one is kept"
     assert (etc / "failback" / "passphrase").stat().st_mode & 0o777 == 0o600
+    assert (etc / "failback" / "passphrase").read_text() == "secret\n", "installing from its own copy keeps it"
+    installed = [path for path in (tmp_path / "over" / "opt").rglob("*") if not path.is_symlink()]
+    assert installed and not any(path.stat().st_mode & 0o022 for path in installed), "root's program is root's to write"
     assert (etc / "systemd/system/multi-user.target.wants/failback-mobility.service").is_symlink()
 
 

@@ -18,6 +18,9 @@ Files: /opt/failback (program), /etc/failback (configuration; an existing mobili
 EOF
 }
 
+umask 022  # what root runs is root's to write, whatever the caller's umask
+# A copy that nobody else can read, from its first byte on.
+copy_secret() { rm -f "$2.new"; (umask 077; cp "$1" "$2.new"); mv -f "$2.new" "$2"; }
 fail() { echo "install.sh: $*" >&2; exit 1; }
 
 ROOT=/ START=yes SERVER='' CA='' PASSPHRASE='' TOKEN=''
@@ -34,6 +37,12 @@ while [ $# -gt 0 ]; do
     esac
 done
 [ "$(id -u)" = 0 ] || fail "must be run as root"
+case "$SERVER" in
+    '') ;;
+    *[!A-Za-z0-9.:/_[\]-]*) fail "--server: not a URL: $SERVER" ;;
+    https://*) ;;
+    *) fail "--server has to begin with https://" ;;
+esac
 HERE=$(cd "$(dirname "$0")" && pwd)
 for file in "$CA" "$PASSPHRASE" "$TOKEN"; do
     [ -z "$file" ] || [ -r "$file" ] || fail "cannot read $file"
@@ -42,7 +51,7 @@ done
 if [ "$ROOT" != / ]; then
     # The same script, inside the image, with everything it needs beside it.
     STAGE="$ROOT/var/tmp/failback-bundle"
-    rm -rf "$STAGE"; mkdir -p "$STAGE"
+    rm -rf "$STAGE"; mkdir -p "$ROOT/var/tmp"; mkdir -m 0700 "$STAGE"
     trap 'rm -rf "$STAGE"' EXIT
     cp -R "$HERE/." "$STAGE/"
     set -- --no-start
@@ -50,7 +59,7 @@ if [ "$ROOT" != / ]; then
     for pair in "ca-file=$CA" "passphrase-file=$PASSPHRASE" "token-file=$TOKEN"; do
         name=${pair%%=*} file=${pair#*=}
         [ -n "$file" ] || continue
-        cp "$file" "$STAGE/$name"
+        copy_secret "$file" "$STAGE/$name"
         set -- "$@" "--$name" "/var/tmp/failback-bundle/$name"
     done
     chroot "$ROOT" /bin/sh /var/tmp/failback-bundle/install.sh "$@"
@@ -90,8 +99,8 @@ chmod 0755 /opt/failback/bin/failback
 mkdir -p /etc/failback /etc/systemd/system/multi-user.target.wants
 chmod 0755 /etc/failback
 [ -z "$CA" ] || { cp "$CA" /etc/failback/ca.pem; chmod 0644 /etc/failback/ca.pem; }
-[ -z "$PASSPHRASE" ] || { cp "$PASSPHRASE" /etc/failback/passphrase; chmod 0600 /etc/failback/passphrase; }
-[ -z "$TOKEN" ] || { cp "$TOKEN" /etc/failback/token; chmod 0600 /etc/failback/token; }
+[ -z "$PASSPHRASE" ] || copy_secret "$PASSPHRASE" /etc/failback/passphrase
+[ -z "$TOKEN" ] || copy_secret "$TOKEN" /etc/failback/token
 if [ ! -e /etc/failback/mobility.toml ]; then
     sed -e "${SERVER:+s|^url = .*|url = \"$SERVER\"|}" "$HERE/mobility.toml" > /etc/failback/mobility.toml.new
     if [ -n "$TOKEN" ] && [ -z "$PASSPHRASE" ]; then
