@@ -285,6 +285,7 @@ class Spool:
             if self.segments:
                 header = self._last_header(self.segments[-1])
         if header is not None:
+            _sync_file(self.segments[-1].path)  # a killed process may have written items that it did not sync
             self.segments[-1].last_sequence = header.sequence
             self.spooled_sequence, self.spooled_ring = header.sequence, header.end_position
 
@@ -438,6 +439,14 @@ def _replace_durably(path: Path, content: bytes) -> None:
         os.fsync(stream.fileno())
     partial.replace(path)
     _sync_directory(path.parent)
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.fdatasync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sync_directory(path: Path) -> None:
