@@ -91,8 +91,8 @@ class Replica:
     def _ask_witness(self) -> None:
         """An old copy of the journal is not continued (D7)."""
         known = self._witness.read()
-        if known is not None:
-            self.journal.distrust(known)
+        if known is not None and self.journal.distrust(known):
+            self.refresh_status()
         self._witness.keep(self.journal.witness, now=True)
 
     def _reply(self, reply: DigestReply) -> None:
