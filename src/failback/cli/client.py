@@ -1,7 +1,7 @@
 """Calls to the configuration server's REST API, blocking, with errors of our tree.
 
 A change carries a request id, so repeating it after a broken connection finds the job that the first try started. A server
-that is away for a moment (a restart) is waited for; one that never answered only briefly, for then an address is wrong.
+that is away for a moment (a restart) is waited for; one that was never reached only briefly, for then an address is wrong.
 """
 
 from __future__ import annotations
@@ -114,6 +114,9 @@ class Api:
                 return self._answer(answer)
             except httpx.TransportError as error:
                 failure = _away(self.server, error)
+                if not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):  # it was there, and may have begun
+                    deadline += PATIENCE_SECONDS - self._patience_seconds
+                    self._patience_seconds = PATIENCE_SECONDS
                 if isinstance(failure, AuthenticationError) or time.monotonic() >= deadline:
                     raise failure from error
             if not told:
