@@ -1,12 +1,15 @@
 """What somebody can do with the enrolment desk: guess only slowly, and not take a component's place unseen."""
 
 import asyncio
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 from sqlalchemy import select
 
+from failback.configuration_server import serving
 from failback.configuration_server.config import ServerConfig
 from failback.configuration_server.database import Database
 from failback.configuration_server.database.access import AuditRow
@@ -73,3 +76,44 @@ async def test_nobody_becomes_a_configuration_server(desk: EnrolmentDesk, tmp_pa
         await desk.enrol(_request(passphrase, Role.CONFIGURATION_SERVER), "192.0.2.1")
     with pytest.raises(FailbackError, match="does not enrol"):
         await desk.make_token(Role.CONFIGURATION_SERVER)
+
+
+async def test_a_connection_that_says_nothing_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "FIRST_REQUEST_SECONDS", 0.3)
+    database = Database.in_directory(tmp_path)
+    database.upgrade()
+    installation = bootstrap(ServerConfig(tmp_path), database, SystemClock())
+    listening = serving.bind("127.0.0.1", 0)
+    server = serving.server_for(FastAPI(), installation)
+    running = asyncio.create_task(server.serve([listening]))
+    while not server.started:
+        await asyncio.sleep(0.01)
+    context = ssl.create_default_context(cafile=str(installation.authority.ca_path))
+    port = listening.getsockname()[1]
+    silent, _ = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+    half, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n")
+    asking, asker = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+    asker.write(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (await asking.readuntil(b"}")).startswith(b"HTTP/1.1 404")
+    async with asyncio.timeout(10):
+        assert await silent.read() == b"" and await half.read() == b""
+    asker.write(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n")
+    again = await asyncio.wait_for(asking.readuntil(b"}"), 5)
+    assert again.startswith(b"HTTP/1.1 404"), "one that has asked stays"
+    for each in (writer, asker):
+        each.close()
+    server.should_exit = True
+    await running
+    database.close()
+
+
+def test_a_secret_that_others_may_read_is_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "passphrase"
+    path.write_text("pass-phrase-text\n")
+    path.chmod(0o600)
+    assert identity._secret(path) == "pass-phrase-text" and not caplog.records
+    path.chmod(0o644)
+    assert identity._secret(path) == "pass-phrase-text"
+    [record] = caplog.records
+    assert record.levelname == "WARNING" and "pass-phrase-text" not in str(record.__dict__)

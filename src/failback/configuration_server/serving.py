@@ -26,6 +26,8 @@ from failback.transport.identity import PeerIdentity, peer_identity
 KEEP_ALIVE_SECONDS = 75
 GRACE_SECONDS = 2
 """For requests that run at a stop; long polls end at once, and a peer that does not close is not waited for longer."""
+FIRST_REQUEST_SECONDS = 30.0
+"""For the first request's head to be there: a connection that says nothing must not hold a place for ever."""
 _TCP_INFO_RTT_OFFSET = 68
 """Of ``tcpi_rtt`` (microseconds, 32 bits) in Linux's ``struct tcp_info``."""
 
@@ -44,6 +46,11 @@ class PeerProtocol(H11Protocol):
             await application(scope, receive, send)
 
         self.app = told
+        self.loop.call_later(FIRST_REQUEST_SECONDS, self._close_silent)
+
+    def _close_silent(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()
 
 
 def _peer(transport: asyncio.Transport) -> PeerIdentity | None:

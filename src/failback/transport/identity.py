@@ -147,6 +147,9 @@ def _secret(path: Path | None) -> str:
     if path is None:
         return ""
     try:
+        if path.stat().st_mode & 0o077:
+            log.warning("other users of this machine may read a file that enrols components", path=path,
+                        remedy=f"chmod 600 {path}, or delete it after the enrolment")  # fmt: skip
         return path.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise ConfigurationError(

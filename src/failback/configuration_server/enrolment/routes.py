@@ -7,6 +7,7 @@ Errors are ``{"error": FailbackError.as_dict()}``.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ LARGEST_HEARTBEAT_BYTES = 32 << 20
 LARGEST_BODY_BYTES = 64 << 10
 """Of an enrolment (anybody may send one) and a request for a token."""
 TOO_LARGE = "RequestTooLarge"
+LONGEST_SENDING_SECONDS = 30.0
+"""For a request's body to arrive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +109,14 @@ def token_router(desk: EnrolmentDesk) -> APIRouter:
 async def _body(request: Request, kind: type[T], limit_bytes: int = LARGEST_BODY_BYTES) -> T:
     """The request's body, bounded and parsed. Raises ConfigurationError."""
     content = bytearray()
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > limit_bytes:
-            raise ConfigurationError(f"the request is larger than {limit_bytes} bytes", code=TOO_LARGE)
+    try:
+        async with asyncio.timeout(LONGEST_SENDING_SECONDS):
+            async for chunk in request.stream():
+                content += chunk
+                if len(content) > limit_bytes:
+                    raise ConfigurationError(f"the request is larger than {limit_bytes} bytes", code=TOO_LARGE)
+    except TimeoutError:
+        raise ConfigurationError(f"the request did not come within {LONGEST_SENDING_SECONDS:.0f} s") from None
     try:
         table = json.loads(bytes(content), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
