@@ -57,6 +57,11 @@ def find(options: Mapping[str, str | None], environment: Mapping[str, str] | Non
             remedy=f"give --{name.replace('_', '-')}, set {VARIABLES[name]}, or write {name} = ... to {path}",
         )
     server = found["server"] if "://" in found["server"] else f"https://{found['server']}"
+    if not server.lower().startswith("https://"):
+        raise ConfigurationError(
+            f"{server} is not an https:// address: the token would travel where everybody can read it",
+            remedy="use https://HOST[:PORT]",
+        )
     return Settings(server.rstrip("/"), Path(found["ca_file"]).expanduser(), Path(found["token_file"]).expanduser())
 
 

@@ -100,11 +100,11 @@ def filters(text: str | None) -> Callable[[str], str]:
         if not clause.strip():
             continue
         name, operator, value = [*clause.strip().split(None, 2), "", ""][:3]
-        if operator.lower() not in ("eq", "ge", "le") or not value:
+        if operator.lower() not in ("eq", "ge", "le") or not value or name.lower() in wanted:
             raise ConfigurationError(
                 f"the filter {clause.strip()!r} is not understood",
                 code="InvalidFilter",
-                remedy="use NAME eq 'VALUE', joined by and",
+                remedy="use NAME eq 'VALUE', joined by and, each name once",
             )
         wanted[name.lower()] = value.strip("'\"")
     return lambda name: wanted.get(name.lower(), "")
