@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from failback.errors import FailbackError
+from failback.errors import ConfigurationError, FailbackError
 from failback.lab.layout import DEFAULT_CACHE, DEFAULT_DIRECTORY, Layout
 
 app = typer.Typer(name="lab", no_args_is_help=True, help="A whole installation with a real guest on this machine.")
@@ -74,9 +74,20 @@ def demo(
     keep: Annotated[bool, typer.Option(help="Leave the lab running afterwards.")] = False,
 ) -> None:
     """Tell the main story and check it: a machine that failed over comes home with nothing lost."""
+    from failback.lab import requirements
     from failback.lab.demo import run
 
-    raise typer.Exit(run(Layout(directory, cache), report, keep=keep))
+    layout = Layout(directory, cache)
+    try:
+        requirements.require(layout)
+        report.touch()
+    except FailbackError as error:
+        raise _failed(error) from error
+    except OSError as error:
+        raise _failed(
+            ConfigurationError(f"{report} cannot be written: {error.strerror}", remedy="use --report")
+        ) from error
+    raise typer.Exit(run(layout, report, keep=keep))
 
 
 def _say(sentence: str) -> None:
