@@ -49,9 +49,10 @@ class Server:
     component_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
+    name: str = ""
 
     def __post_init__(self) -> None:
-        directory = self.world.directory / self.role.value
+        directory = self.world.directory / (self.name or self.role.value)
         self.world.authority.identity(self.component_id, self.role, directory / "identity")
         self.plane = FixedControlPlane(
             self.world.authority.identity(str(uuid.uuid4()), Role.CONFIGURATION_SERVER, directory / "plane")
