@@ -130,8 +130,9 @@ def _stop_left_over(socket_path: Path) -> None:
 def create(path: Path, size_bytes: int) -> None:
     """Create an empty qcow2 image. Raises StorageError with qemu-img's reason."""
     done = subprocess.run(
-        ["qemu-img", "create", "-q", "-f", "qcow2", str(path), str(size_bytes)], capture_output=True, check=False
-    )
+        ["qemu-img", "create", "-q", "-f", "qcow2", str(path), str(size_bytes)], capture_output=True, check=False,
+        umask=0o077,  # a machine's disk is nobody else's to read
+    )  # fmt: skip
     if done.returncode:
         raise StorageError(f"cannot create {path}: {done.stderr.decode('utf-8', 'replace').strip()}")
     descriptor = os.open(path, os.O_RDONLY)

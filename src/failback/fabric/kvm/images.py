@@ -72,7 +72,7 @@ def commit(layer: Path) -> None:
 def _qemu_img(*arguments: str, timeout: int = _TIMEOUT_SECONDS) -> str:
     command = ["qemu-img", *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, umask=0o077)
     except FileNotFoundError:
         raise FabricError("qemu-img is not installed", remedy="install the package qemu-utils") from None
     except subprocess.TimeoutExpired:
