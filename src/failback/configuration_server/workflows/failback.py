@@ -27,6 +27,7 @@ from failback.configuration_server.workflows.world import ORDER_TIMED_OUT, Work,
 from failback.errors import ConflictError, FailbackError, FreezeError, PeerError, PreconditionError
 from failback.fabric.interfaces import PowerState
 from failback.model import orders
+from failback.model.components import MobilityStatus
 from failback.model.ids import MarkId, PassId, new_id
 from failback.protection import failback_rules as rules
 from failback.protection.operations import Operation
@@ -217,11 +218,15 @@ async def _in_lease(carried_out: Awaitable[T], work: Work) -> T:
 
 
 async def _still_frozen(world: World, context: StepContext, item: ItemRow, lease: rules.LeaseStart) -> None:
-    """Any thaw ends the lease: the agent's newest word has to say that it is frozen."""
+    """Any thaw ends the lease: the agent has to say that it is frozen, and to say it now. A word from before may be older than a
+    thaw of which it could not tell. (A machine that is off already was powered off by an earlier run of this step.)"""
+    asked_wall_ns = world.clock.wall_ns()
+    is_off = await world.power(item.cloud_fabric, item.cloud_fabric_id) is PowerState.OFF
 
     async def frozen() -> bool | None:
-        _, status = await pieces.agent(context, item)
-        return True if status is not None and status.freeze == "frozen" else None
+        row, status = await pieces.agent(context, item)
+        is_new = row is not None and row.last_heartbeat_wall_ns > asked_wall_ns
+        return True if _says_frozen(status) and (is_new or is_off) else None
 
     await context.wait_until(
         "waiting for the agent to confirm that it is still frozen",
@@ -240,8 +245,15 @@ async def _power_off_in_lease(world: World, context: StepContext, item: ItemRow,
         power = await world.power(item.cloud_fabric, item.cloud_fabric_id)
         _left(world, lease)  # after the read-back: only what was read inside the lease counts
         if power is PowerState.OFF:
-            return
+            break
         await asyncio.sleep(min(0.1, context.poll_seconds))
+    _, status = await pieces.agent(context, item)
+    if not _says_frozen(status):
+        raise _lost("the machine was thawed while it was powered off")
+
+
+def _says_frozen(status: MobilityStatus | None) -> bool:
+    return status is not None and status.freeze == "frozen"
 
 
 async def prepare(world: World, context: StepContext) -> dict[str, Any]:
