@@ -79,7 +79,7 @@ async def test_killed_while_a_spool_is_deleted(site: Site) -> None:
     await eventually(lambda: agent.landed == 1)
     site.assign()
     await eventually(lambda: site.killed)
-    leftover = site.directory / "spool" / "deleted-x-1"
+    leftover = site.directory / "spool" / f"deleted-{agent.machine_id}-7"
     (leftover / "deep").mkdir(parents=True)
     site.faults = ""
     site.launch()
