@@ -202,6 +202,32 @@ async def test_a_wiped_spool_ends_the_epoch_and_the_next_one_goes_on(
     await verified(target, model(COUNT), 2, 20)
 
 
+async def test_a_volume_that_came_back_empty_gets_a_new_journal_when_asked(target: master_target_site.Site) -> None:
+    target.make_disks(SEED)
+    first = await target.attach()
+    target.assign(1)
+    sender = target.sender(1)
+    for sequence in range(1, 16):
+        await sender.send(driver.make_batch(SEED, sequence))
+    await eventually(lambda: target.replica().get("applied_sequence") == 15, 30)
+    sender.stop()
+    await stopped(target)
+    shutil.rmtree(target.retention / "failback")
+    target.launch()
+    await eventually(lambda: "there is no journal" in target.replica().get("problem", ""))
+    assert target.images(fenced=True) == model(15)  # still fenced, still whole
+    again = await target.attach()
+    assert again.incarnation != first.incarnation and again.created == ()
+    assert target.images(fenced=True) == model(15)
+    await eventually(lambda: target.replica().get("problem", "").startswith("JournalReplaced:"))
+    old = target.sender(1)
+    await eventually(lambda: any(error.code == "JournalReplaced" for error in old.refusals))
+    old.stop()
+    target.assign(2)
+    assert await compared(target.sender(2), Source(2, model(COUNT), PASSES_NS)) > 0
+    await verified(target, model(COUNT), 2, 0)
+
+
 async def stopped(target: master_target_site.Site) -> None:
     assert target.process is not None
     target.process.terminate()

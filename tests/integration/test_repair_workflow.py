@@ -189,3 +189,17 @@ async def test_a_process_server_that_is_away_is_refused(run: Running) -> None:
     refused = await job(run, REPAIR, {"process_server_id": SECOND}, "moved")
     assert (refused.state, refused.errors[0].code) == ("Failed", "PeerUnavailable")
     assert (item(run).process_server_id, item(run).epoch) == (PROCESS_SERVER, epoch)
+
+
+async def test_a_lost_journal_is_made_anew_only_when_an_operator_asks(run: Running) -> None:
+    await protected(run)
+    epoch = item(run).epoch
+    with run.sites.change() as world:
+        world["replica"], world["points"], world["log"] = "none", [], []
+    await asyncio.sleep(0.2)
+    refused = await job(run, REPAIR, {"reason": "ItemsMissing: a test"}, "by itself")
+    assert refused.state == "Failed" and "no replica" in refused.errors[0].message
+    assert item(run).epoch == epoch and item(run).protection_state == "Protected"
+    assert (await job(run, REPAIR, {}, "operator")).state == "Succeeded"
+    assert item(run).protection_state == "Protected" and item(run).epoch == epoch + 1
+    assert run.sites.read()["log"] == ["replica attached", "pass begun"]

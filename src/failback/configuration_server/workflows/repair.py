@@ -17,7 +17,7 @@ from failback.configuration_server.database.components import ComponentRow
 from failback.configuration_server.database.items import ItemRow
 from failback.configuration_server.jobs.context import StepContext
 from failback.configuration_server.jobs.scenario import FollowUp, Scenario, Task
-from failback.configuration_server.workflows import pieces
+from failback.configuration_server.workflows import pieces, reprotect
 from failback.configuration_server.workflows.finalize import IR_COMPLETION
 from failback.configuration_server.workflows.inputs import RepairInputs
 from failback.configuration_server.workflows.world import World
@@ -110,15 +110,7 @@ async def begin(world: World, context: StepContext) -> dict[str, Any]:
     """The epoch, its pass and its process server in one transaction; from then on nothing of the old epoch is accepted."""
     decided = await context.result_of(CHECK)
     item = await context.item()
-    held = await pieces.replica(context, item)
-    if held is None:
-        raise ConflictError(
-            f"the master target has no replica of {item.name}",
-            possible_causes="its retention volume is not mounted, or the replica was detached",
-            remedy="mount the retention volume, or disable the protection and reprotect the item",
-        )
-    if held.state != "attached":
-        await pieces.resume_replica(world, context, world.timing.order_seconds)
+    created = await _replica_ready(world, context, item)
     before = await context.remember("server", lambda: item.process_server_id or "")
 
     def adjust(row: ItemRow) -> None:
@@ -128,6 +120,26 @@ async def begin(world: World, context: StepContext) -> dict[str, Any]:
             for disk in row.disks:
                 disk.sync = SyncMode.NONE.value
 
-    begun = await pieces.begin_epoch(world, context, [], Event.REPAIR_STARTED, adjust)
+    begun = await pieces.begin_epoch(world, context, created, Event.REPAIR_STARTED, adjust)
     world.news.announce(before or None)  # it deletes what it still holds
     return {**begun, "mode": decided["mode"]}
+
+
+async def _replica_ready(world: World, context: StepContext, item: ItemRow) -> list[str]:
+    """The disks in the master target's hands; ids of those that it had to create.
+
+    A journal that is gone is made anew only when an operator asks: a volume that is just not mounted looks the same, and with
+    the journal all recovery points are given up.
+    """
+    held = await pieces.replica(context, item)
+    if held is None or not held.incarnation:
+        if records.decode(context.inputs, RepairInputs, "inputs of the repair").reason:
+            raise ConflictError(
+                f"the master target has no replica of {item.name}{': ' + held.problem if held else ''}",
+                possible_causes="its retention volume is not mounted, or was lost",
+                remedy=f"mount the retention volume; if it is lost for good: failback resync {item.name}",
+            )
+        return list((await reprotect.attach(world, context))["created"])
+    if held.state != "attached":
+        await pieces.resume_replica(world, context, world.timing.order_seconds)
+    return []
