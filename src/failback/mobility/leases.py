@@ -3,7 +3,8 @@
 Order of things: pre-script, wait until the stream has no gap, freeze, mark, (lease: landed, stay frozen), thaw,
 post-script. A lease's mark is begun at most once in the life of a boot: when the agent dies under a lease the watchdog
 thaws, and the repeated order fails with ``FreezeLeaseLost`` instead of freezing a second time behind the configuration
-server's back.
+server's back. A pre-script that was begun is always followed by its post-script, by the next life of the agent if need be
+(``settle``): an application that was told to hold still is not left so.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Leases:
             running = self._running()
             deadline = time.monotonic() + max(arguments.limit_seconds, self._config.script_timeout_seconds)
             plan = await asyncio.to_thread(plan_for, running.devices)
-            await self._script(self._config.pre_script, "app-consistent")
+            await self._before("app-consistent", then="app-consistent")
             try:
                 await _until_quiet(running.stream, deadline)
                 hold = await freeze(plan, arguments.limit_seconds)
@@ -74,7 +75,7 @@ class Leases:
                 finally:
                     await hold.thaw()
             finally:
-                await self._script(self._config.post_script, "app-consistent")
+                await self._afterwards("app-consistent")
             return self._marked(order, placed, running, hold.frozen_seconds, plan.not_freezable + hold.unsupported)
 
     async def freeze_lease(self, order: Order, progress: Callable[[int, int], None]) -> dict[str, Any]:
@@ -90,7 +91,7 @@ class Leases:
             self._memory.update(lease_marks=(*self._memory.value.lease_marks[-15:], arguments.mark_id))
             plan = await asyncio.to_thread(plan_for, running.devices)
             deadline = time.monotonic() + arguments.lease_seconds
-            await self._script(self._config.pre_script, "failback")
+            await self._before("failback", then="failback-cancelled")
             try:
                 await _until_quiet(running.stream, deadline)
                 await asyncio.to_thread(sync_other, plan.not_freezable)
@@ -108,7 +109,7 @@ class Leases:
                     raise
             except BaseException:
                 with contextlib.suppress(FreezeError):
-                    await self._script(self._config.post_script, "failback-cancelled")
+                    await self._afterwards("failback-cancelled")
                 raise
             self._hold = hold
             self._after = asyncio.create_task(self._after_lease(hold), name="freeze lease")
@@ -133,9 +134,36 @@ class Leases:
         await hold.ended.wait()
         self._changed()
         try:
-            await self._script(self._config.post_script, "failback-cancelled")
+            await self._afterwards("failback-cancelled")
         except FailbackError as error:
             log.error("the post-script failed", reason=error.message, remedy=error.remedy)
+
+    async def settle(self) -> None:
+        """Run the post-script that an earlier life of the agent, killed since its pre-script, has left owing."""
+        occasion = self._memory.value.post_script_owed
+        if not occasion:
+            return
+        async with self._busy:
+            log.warning(
+                "this service was killed between the scripts of a mark: running the post-script", occasion=occasion
+            )
+            try:
+                await self._afterwards(occasion)
+            except FailbackError as error:
+                log.error("the post-script failed", reason=error.message, remedy=error.remedy)
+
+    async def _before(self, occasion: str, *, then: str) -> None:
+        """The pre-script, with the occasion of its post-script remembered first. One that fails cleans up by itself."""
+        self._memory.update(post_script_owed=then if self._config.post_script else "")
+        try:
+            await self._script(self._config.pre_script, occasion)
+        except FailbackError:
+            self._memory.update(post_script_owed="")
+            raise
+
+    async def _afterwards(self, occasion: str) -> None:
+        await self._script(self._config.post_script, occasion)
+        self._memory.update(post_script_owed="")
 
     async def _script(self, script: str, occasion: str) -> None:
         await run_script(script, occasion, limit_seconds=self._config.script_timeout_seconds)

@@ -128,6 +128,7 @@ class Reconciler:
         """Until cancelled. Leaves the capture going in the kernel: a restarted agent goes on from it (D11)."""
         self._disks = await asyncio.to_thread(facts.disks, self._config.disks, self._config.exclude_disks)
         self._changed()
+        settling = asyncio.create_task(self._leases.settle(), name="post-script owed")
         try:
             if self._wanted is None:
                 await self._first_self_test()
@@ -145,6 +146,7 @@ class Reconciler:
                 else:
                     await self._protect(wanted)
         finally:
+            settling.cancel()
             await self._leases.end()
             await asyncio.shield(self._close())
             self._thread.shutdown(wait=True)
