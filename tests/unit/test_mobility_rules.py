@@ -203,6 +203,17 @@ def test_a_restarted_pass_goes_on_where_everything_before_was_answered() -> None
     assert later.next_chunk() == passes.Chunk(0, 512, 512)
 
 
+def test_a_pass_over_no_disk_does_not_call_itself_one() -> None:
+    """D6, D7: re-sent blocks are a gap of their own; only a comparison or a copy cures a damaged journal."""
+    resend = passes.SyncPass(PassId("p"), [disk(0, 3, SyncMode.NONE)])
+    assert resend.read and not resend.holds_back(5)
+    rule = gaps.GapRule(ZERO, cause=GapCause.RESEND, consistent_from=10)
+    assert rule.decide(ZERO, dirty_blocks=5, pass_open=resend.holds_back(5), end_position=20) is GapCause.RESEND
+    assert rule.decide(ZERO, dirty_blocks=0, pass_open=resend.holds_back(0), end_position=20) is GapCause.NONE
+    copy = passes.SyncPass(PassId("p"), [disk(0, 3, SyncMode.FULL)])
+    assert copy.holds_back(5) and not copy.holds_back(0)
+
+
 def test_a_chunk_that_is_still_being_hashed_is_asked_for_again_after_a_restart() -> None:
     """A slow disk and a quick link: everything sent is answered while the next chunks are on their way through the hashing."""
     sync = passes.SyncPass(PassId("p"), [disk(0, 2000, SyncMode.COMPARE), disk(1, 2000, SyncMode.COMPARE)])

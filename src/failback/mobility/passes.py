@@ -120,6 +120,11 @@ class SyncPass:
         """Every chunk is answered: what remains is to send the dirty blocks."""
         return all(state.read for state in self.disks.values())
 
+    def holds_back(self, dirty_blocks: int) -> bool:
+        """Whether disks are still compared or copied. A pass over no disk is none: it only waits for what is re-sent (D6), and
+        what it sends must not look like a comparison to a journal that needs one (D7)."""
+        return bool(self.disks) and not (self.read and dirty_blocks == 0)
+
     def next_chunk(self) -> Chunk | None:
         """What to hash next; None when nothing is left or enough is unanswered. The chunk counts as taken."""
         if len(self._unanswered) >= MOST_UNANSWERED:

@@ -311,7 +311,7 @@ class Stream:
         if self._dirty and cause is GapCause.NONE:
             cause = GapCause.OVERFLOW
         await self._begin_pass(fresh)
-        self._gap = GapCause.SYNC if self._pass is not None else cause
+        self._gap = GapCause.SYNC if self._pass is not None and self._pass.disks else cause
         self._gaps = gaps.GapRule(
             self._counters, cause=self._gap, consistent_from=produced if self._gap is not GapCause.NONE else 0
         )
@@ -478,7 +478,7 @@ class Stream:
         if content.refused:
             self._reread_after = time.monotonic() + REREAD_PAUSE_SECONDS
         self._note_counters(content)
-        pass_open = self._pass is not None and not (self._pass.read and content.dirty_blocks == 0)
+        pass_open = self._pass is not None and self._pass.holds_back(content.dirty_blocks)
         gap = self._gaps.decide(content.counters, dirty_blocks=content.dirty_blocks, pass_open=pass_open,
                                 end_position=content.end_position)  # fmt: skip
         await self._send_batch(content, gap, mark)
