@@ -40,10 +40,14 @@ async def run(config: ServerConfig, stop: asyncio.Event) -> None:
     try:
         await assembled.engine.open()
         listening = serving.bind(config.listen_host, config.listen_port)
-        server = serving.server_for(assembled.application, assembled.installation)
+        context = serving.tls_context(assembled.installation)
+        server = serving.server_for(assembled.application, assembled.installation, context)
         async with asyncio.TaskGroup() as group:
             serving_task = group.create_task(server.serve([listening]), name="https")
             background = group.create_task(assembled.background(), name="background")
+            renewing = group.create_task(
+                serving.keep_certificate(assembled.installation, config.addresses, context), name="certificate"
+            )
             while not server.started and not serving_task.done():  # noqa: ASYNC110 - uvicorn has no event for it
                 await asyncio.sleep(0.01)
             serving.describe(config.state_directory, listening)
@@ -55,5 +59,6 @@ async def run(config: ServerConfig, stop: asyncio.Event) -> None:
             server.should_exit = True
             await serving_task
             background.cancel()
+            renewing.cancel()
     finally:
         await asyncio.to_thread(assembled.close)

@@ -21,11 +21,15 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from failback.configuration_server.enrolment.bootstrap import Installation
 from failback.configuration_server.enrolment.routes import PEER, ROUND_TRIP
 from failback.errors import AuthenticationError, ConfigurationError
+from failback.runtime import logs
 from failback.transport.identity import PeerIdentity, peer_identity
+
+log = logs.get(__name__)
 
 KEEP_ALIVE_SECONDS = 75
 GRACE_SECONDS = 2
 """For requests that run at a stop; long polls end at once, and a peer that does not close is not waited for longer."""
+RENEWAL_LOOK_SECONDS = 12 * 3600.0
 FIRST_REQUEST_SECONDS = 30.0
 """For the first request's head to be there: a connection that says nothing must not hold a place for ever."""
 _TCP_INFO_RTT_OFFSET = 68
@@ -111,8 +115,23 @@ def bind(host: str, port: int) -> socket.socket:
     return listening
 
 
-def server_for(application: Any, installation: Installation) -> uvicorn.Server:
-    context = tls_context(installation)
+async def keep_certificate(installation: Installation, addresses: tuple[str, ...], context: ssl.SSLContext) -> None:
+    """Until cancelled: renew this server's certificate in time, for new connections; a year without a restart is fine."""
+    while True:
+        await asyncio.sleep(RENEWAL_LOOK_SECONDS)
+        directory = installation.certificate_path.parent
+        try:
+            pair = await asyncio.to_thread(
+                installation.authority.issue_server, directory, installation.component_id, addresses
+            )
+            context.load_cert_chain(*pair)
+        except OSError as error:  # ssl.SSLError is one
+            log.error("the server's certificate cannot be renewed", directory=directory, reason=str(error))
+
+
+def server_for(application: Any, installation: Installation, context: ssl.SSLContext | None = None) -> uvicorn.Server:
+    """``context`` is :func:`tls_context`'s, for who wants to renew its certificate."""
+    context = context or tls_context(installation)
     config = uvicorn.Config(
         application,
         http=PeerProtocol,
