@@ -4,7 +4,7 @@ Shipped with the product because a crash that cannot be asked for is a crash tha
 ``FAILBACK_FAULTS="journal.after_append=kill@3,spool.before_sync=error"`` in the environment: the third passage of
 ``journal.after_append`` kills the process with SIGKILL, each passage of ``spool.before_sync`` raises OSError(EIO).
 Actions: ``kill``, ``error``, ``sleep:SECONDS``; ``@N`` acts at the Nth passage only. Without the variable a passage
-costs one truth test of a module global.
+costs one truth test of a module global. A simulation looks at every passage itself (``watch``).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import errno
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -24,6 +25,7 @@ class _Fault:
 
 
 _armed: dict[str, _Fault] = {}
+_watcher: Callable[[str], None] | None = None
 
 
 def arm(specification: str) -> None:
@@ -43,11 +45,19 @@ def arm(specification: str) -> None:
 
 def point(name: str) -> None:
     """Mark a fault point. Does nothing unless a fault of that name is armed."""
-    if _armed:
+    if _armed or _watcher:
         _act(name)
 
 
+def watch(watcher: Callable[[str], None] | None) -> None:
+    """Call ``watcher`` with the name at every passage; it may raise. None: nobody watches."""
+    global _watcher
+    _watcher = watcher
+
+
 def _act(name: str) -> None:
+    if _watcher is not None:
+        _watcher(name)
     fault = _armed.get(name)
     if fault is None:
         return
