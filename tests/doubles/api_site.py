@@ -26,6 +26,7 @@ from failback.configuration_server.config import ServerConfig
 from failback.configuration_server.database import items
 from failback.configuration_server.jobs.engine import JobEngine
 from failback.configuration_server.jobs.executor import DbosExecutor
+from failback.configuration_server.monitors.repairs import Repairs
 from failback.configuration_server.registry import Registry
 from failback.configuration_server.workflows.catalogue import scenarios
 from failback.configuration_server.workflows.world import World
@@ -129,6 +130,7 @@ async def serve(directory: Path) -> None:
     async with asyncio.TaskGroup() as group:
         group.create_task(server.serve([listening]))
         group.create_task(Site(sites, assembled.registry).run())
+        group.create_task(Repairs(database, engine).run(0.3))
         while not server.started:
             await asyncio.sleep(0.01)
         serving.describe(directory, listening)

@@ -11,7 +11,6 @@ import asyncio
 from dataclasses import dataclass
 
 from sqlalchemy import select
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from failback.configuration_server.database import Database, events, items
@@ -22,7 +21,7 @@ from failback.configuration_server.jobs import store
 from failback.configuration_server.jobs.engine import JobEngine
 from failback.configuration_server.registry.parts import stream_parts
 from failback.configuration_server.workflows.repair import REPAIR, RESYNC_REQUIRED
-from failback.errors import ConflictError, FailbackError
+from failback.errors import FailbackError
 from failback.protection import repair_rules
 from failback.protection.operations import Operation
 from failback.protection.states import OPERATIONS, State
@@ -59,8 +58,8 @@ class Repairs:
             await asyncio.sleep(pause_seconds)
             try:
                 await self.look()
-            except (FailbackError, SQLAlchemyError) as error:
-                log.error("streams in need of a repair were not looked after", error=repr(error))
+            except Exception:  # a round may fail (a busy database); watching goes on and the log says why
+                log.exception("a round of repairs failed")
 
     async def look(self) -> list[str]:
         due, held_back = await self._database.look(self._find)
@@ -72,7 +71,7 @@ class Repairs:
         for one in due:
             try:
                 started.append(await self._start(one))
-            except ConflictError as error:
+            except FailbackError as error:  # another job came first, mostly: the next round looks again
                 log.info("a repair waits", item=one.name, reason=error.message)
         return started
 
