@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,21 @@ def test_redo_is_not_freed_under_a_rollback(tmp_path: Path, monkeypatch: pytest.
     destination = journal.prepare(LATEST, _nothing)
     assert destination.ordinal > destination.base_ordinal, "the test replays redo"
     assert _content(devices) == _model(destination.point.sequence)
+    journal.close()
+
+
+def test_a_source_clock_that_steps_forward_drops_no_points(tmp_path: Path) -> None:
+    """D14: one batch from the year 2100, and the history would be gone at the next thinning."""
+    journal, _ = _applied_world(tmp_path / "world")
+    before = [point.point_id for point in journal.points()]
+    later = driver.make_batch(SEED, COUNT + 1)
+    journal.append(driver.frame(replace(later, wall_ns=later.wall_ns + 70 * 365 * 86_400 * 1_000_000_000)))
+    journal.sync()
+    while journal.apply_step():
+        pass
+    journal.settle()
+    assert journal.thin() == 0
+    assert [point.point_id for point in journal.points()][: len(before)] == before
     journal.close()
 
 

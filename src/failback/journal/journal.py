@@ -509,10 +509,9 @@ class Journal:
                 return 0
             self.redo.free(applied.ordinal, time.time() - self.policy.redo_window_seconds)
             history_ns = self.policy.recovery_point_history_minutes * retention.MINUTE_NS
-            self.catalogue.forget_gaps(applied.wall_ns - history_ns)
-            for point_id in retention.to_drop(
-                self.points(), applied.wall_ns, self.policy.recovery_point_history_minutes
-            ):
+            newest_ns = min(applied.wall_ns, time.time_ns())  # a source clock that steps forward ages nothing
+            self.catalogue.forget_gaps(newest_ns - history_ns)
+            for point_id in retention.to_drop(self.points(), newest_ns, self.policy.recovery_point_history_minutes):
                 merge.drop_point(self._folder, self.catalogue, point_id)
                 dropped += 1
         return dropped
