@@ -10,6 +10,12 @@ from typing import Any
 
 import pytest
 
+from failback.errors import AuthenticationError, FailbackError
+from failback.model.components import Enrolment, Heartbeat, MobilityStatus, Role
+from failback.runtime import records
+from failback.transport import identity
+from failback.transport.https import HttpsClient
+
 sys.path.append(str(Path(__file__).parents[1] / "doubles"))
 from api_client import ITEM, VAULT
 from running_configuration_server import RunningConfigurationServer
@@ -88,3 +94,57 @@ def test_refusals_have_one_form(  # noqa: PLR0917
 
 def test_the_health_check_needs_no_sign_in(server: RunningConfigurationServer) -> None:
     assert _ask(server, "GET", "/healthz", signed_in=False)[0] == 200
+
+
+def _agent(server: RunningConfigurationServer, directory: Path) -> tuple[HttpsClient, dict[str, Any]]:
+    """An enrolled agent's client, and a heartbeat that is taken."""
+    key_pem, csr_pem = identity._key_and_request(Role.MOBILITY)
+    passphrase = (server.state / "enrolment-passphrase").read_text().strip()
+    anonymous = HttpsClient(server.url, ca_file=server.ca_file)
+    enrolment = Enrolment(Role.MOBILITY, "guest", csr_pem, "hw-guest", "1", passphrase=passphrase)
+    enrolled = anonymous.post("/components/v1/enrol", records.encode(enrolment), timeout_seconds=20)
+    anonymous.close()
+    (directory / "key.pem").write_bytes(key_pem)
+    (directory / "certificate.pem").write_text(enrolled["certificate_pem"])
+    pair = (directory / "certificate.pem", directory / "key.pem")
+    heartbeat = Heartbeat(
+        role=Role.MOBILITY, hostname="guest", version="1", hardware_id="hw-guest", boot_id="b", os_family="Linux",
+        os_version="", kernel="", wall_ns=1, monotonic=1.0, addresses=(), status=records.encode(MobilityStatus()),
+    )  # fmt: skip
+    return HttpsClient(server.url, ca_file=server.ca_file, certificate=pair), records.encode(heartbeat)
+
+
+def test_an_agent_can_neither_fill_the_server_nor_break_its_answers(
+    server: RunningConfigurationServer, tmp_path: Path
+) -> None:
+    """Its machine may be in anybody's hands."""
+    client, heartbeat = _agent(server, tmp_path)
+    path = "/components/v1/heartbeat"
+    assert client.post(path, heartbeat, timeout_seconds=20)["known_as"] == "expected"
+    for harm, code in (
+        ({"status": {**heartbeat["status"], "filler": "x" * (2 << 20)}}, "RequestTooLarge"),
+        ({"monotonic": float("nan")}, "InvalidConfiguration"),
+        ({"monotonic": float("inf")}, "InvalidConfiguration"),
+    ):
+        with pytest.raises(FailbackError) as caught:
+            client.post(path, {**heartbeat, **harm}, timeout_seconds=20)
+        assert caught.value.code == code
+    context = ssl.create_default_context(cafile=str(server.ca_file))
+    context.load_cert_chain(tmp_path / "certificate.pem", tmp_path / "key.pem")
+    raw = json.dumps(heartbeat).replace('"monotonic": 1.0', '"monotonic": 1e999').encode()
+    connection = http.client.HTTPSConnection(
+        "127.0.0.1", int(server.url.rsplit(":", 1)[1]), context=context, timeout=20
+    )
+    connection.request("POST", path, raw)
+    assert b"1e999" in raw and connection.getresponse().status == 400
+    connection.close()
+    with pytest.raises(AuthenticationError, match="is for a mobility"):
+        client.post(path, {**heartbeat, "role": "process-server"}, timeout_seconds=20)
+    client.close()
+    assert _ask(server, "GET", f"{VAULT}/replicationFabrics")[0] == 200
+    connection = http.client.HTTPSConnection(
+        "127.0.0.1", int(server.url.rsplit(":", 1)[1]), context=context, timeout=20
+    )
+    connection.request("GET", f"{VAULT}/replicationFabrics")
+    assert connection.getresponse().status == 401, "a component's certificate opens no door of the API"
+    connection.close()

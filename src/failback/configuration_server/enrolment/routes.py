@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -40,6 +41,9 @@ ROUND_TRIP = "failback.round_trip_seconds"
 """ASGI scope key: the connection's smoothed round trip as the kernel measures it."""
 
 LARGEST_HEARTBEAT_BYTES = 32 << 20
+"""Of a master target, which tells all its recovery points."""
+LARGEST_AGENT_HEARTBEAT_BYTES = 1 << 20
+"""Of an agent: there are many, on machines that others administer."""
 LARGEST_BODY_BYTES = 64 << 10
 """Of an enrolment (anybody may send one) and a request for a token."""
 TOO_LARGE = "RequestTooLarge"
@@ -75,7 +79,9 @@ def component_router(desk: EnrolmentDesk, registry: Registry, clock: Clock) -> A
                 raise AuthenticationError(
                     "a heartbeat needs the component's client certificate", remedy="enrol the component"
                 )
-            said = await _body(request, Heartbeat, LARGEST_HEARTBEAT_BYTES)
+            is_agent = peer.role is Role.MOBILITY
+            limit_bytes = LARGEST_AGENT_HEARTBEAT_BYTES if is_agent else LARGEST_HEARTBEAT_BYTES
+            said = await _body(request, Heartbeat, limit_bytes)
             skew = (said.wall_ns - clock.wall_ns()) / 1e9 + request.scope.get(ROUND_TRIP, 0.0) / 2
             if said.role is not peer.role:
                 raise AuthenticationError(f"the certificate is for a {peer.role.value}, not a {said.role.value}")
@@ -118,7 +124,7 @@ async def _body(request: Request, kind: type[T], limit_bytes: int = LARGEST_BODY
     except TimeoutError:
         raise ConfigurationError(f"the request did not come within {LONGEST_SENDING_SECONDS:.0f} s") from None
     try:
-        table = json.loads(bytes(content), parse_constant=_no_number)
+        table = json.loads(bytes(content), parse_constant=_no_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"the request is not JSON: {error}") from error
     return records.decode(table, kind, "request")
@@ -127,6 +133,11 @@ async def _body(request: Request, kind: type[T], limit_bytes: int = LARGEST_BODY
 def _no_number(word: str) -> float:
     """NaN and the infinities are no JSON, could not be shown again and compare with nothing."""
     raise ValueError(f"{word} is not a number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text)
 
 
 async def _answer(work: Callable[[], Awaitable[Any]]) -> JSONResponse:
