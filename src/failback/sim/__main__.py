@@ -13,6 +13,7 @@ import time
 import traceback
 from pathlib import Path
 
+from failback.runtime import logs
 from failback.sim.world import World
 
 
@@ -44,7 +45,10 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=0.0, help="stop after so many real seconds")
     parser.add_argument("--calm", action="store_true", help="no faults")
     parser.add_argument("--story", action="store_true", help="print what happened")
+    parser.add_argument("--log", action="store_true", help="print the roles' own logs, stamped with virtual time")
     options = parser.parse_args()
+    if options.log:
+        logs.configure("simulation", level="DEBUG")
     if os.environ.get("PYTHONHASHSEED") != "0":
         os.environ["PYTHONHASHSEED"] = "0"
         os.execv(sys.executable, [sys.executable, "-m", "failback.sim", *sys.argv[1:]])

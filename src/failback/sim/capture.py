@@ -8,6 +8,7 @@ memory gives the machine's other processors a chance to run.
 from __future__ import annotations
 
 import mmap
+import threading
 from typing import Any, cast
 
 from failback.mobility.capture import block_maps, rereading
@@ -119,6 +120,7 @@ class SimulatedSession(CaptureSession):
         self._buffer = rereading.ReadBuffer()
         self._pending_owner = {}
         self._stuck_since = {}
+        self._fence = threading.Lock()
         if self.reattached:
             self._recover_pending()
 

@@ -131,7 +131,9 @@ class Judge:
 
     def redo(self, journal: Journal) -> None:
         """The whole redo log: epochs, sequences, gaps and points."""
-        points = {entry.ordinal for entry in journal.catalogue.points() if entry.point.kind is not PointKind.BEFORE_REPROTECT}
+        points = {
+            entry.ordinal for entry in journal.catalogue.points() if entry.point.kind is not PointKind.BEFORE_REPROTECT
+        }
         before = (0, 0)
         gap_seen = False
         for record in journal.redo.read_after(journal.redo.first_ordinal - 1):

@@ -92,7 +92,7 @@ class End(asyncio.Transport):
         self.network.loop.call_soon(self._feed, context=self.context)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        if self._closing or not self.process.alive or not data:
+        if self._closing or not self.process.alive:
             return
         sent = bytes(data)
         self._buffered += len(sent)
@@ -122,7 +122,7 @@ class End(asyncio.Transport):
         """At the other end, after what was sent before."""
         if self.severed:
             return
-        self._arrives_at = max(self._arrives_at, self.network.loop.time() + self.network.delay())
+        self._arrives_at = max(self._arrives_at + 1e-6, self.network.loop.time() + self.network.delay())  # never a tie
         self.network.loop.call_at(self._arrives_at, deliver, *arguments, context=self.peer.context)
 
     def _arrived(self, data: bytes) -> None:
@@ -136,9 +136,9 @@ class End(asyncio.Transport):
             data = self._unread.popleft()
             view = memoryview(data)
             while view and not self._closing:
-                room = self.protocol.get_buffer(-1)
+                room = memoryview(self.protocol.get_buffer(-1))
                 count = min(len(room), len(view))
-                room[:count] = view[:count]  # type: ignore[index]
+                room[:count] = view[:count]
                 view = view[count:]
                 self.protocol.buffer_updated(count)
             self.peer._drained(len(data))

@@ -55,7 +55,9 @@ def _set(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 @contextmanager
-def installed(loop: SimulatedLoop, machine: Machine, watcher: Callable[[str], None], chance: random.Random) -> Iterator[Clock]:
+def installed(
+    loop: SimulatedLoop, machine: Machine, watcher: Callable[[str], None], chance: random.Random
+) -> Iterator[Clock]:
     clock = Clock(loop, machine)
     inline = InlineExecutor()
     random.seed(chance.getrandbits(64))

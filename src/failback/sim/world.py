@@ -141,15 +141,22 @@ class World:
             logging.disable(disabled)
 
     async def _live(self) -> None:
-        tasks = [asyncio.create_task(work()) for work in (self._load, self._watch, self.chaos.run)]
+        beside = [asyncio.create_task(work()) for work in (self._load, self._watch)]
         for name in ROLES:
             self.start(name)
+        story = asyncio.create_task(self._story())
         try:
-            await tasks[2]
-            await self._heal()
+            await asyncio.wait([story, *beside], return_when=asyncio.FIRST_COMPLETED)
+            for task in (*beside, story):
+                if task.done():
+                    task.result()
         finally:
-            for task in tasks:
+            for task in (*beside, story):
                 task.cancel()
+
+    async def _story(self) -> None:
+        await self.chaos.run()
+        await self._heal()
         await self._last_look()
 
     async def _load(self) -> None:
@@ -403,4 +410,3 @@ class World:
         self.judge.points(self.journal, again=True)
         if any(disk.content != self.machine.disks[index] for index, disk in self.raw_disks.items()):
             raise Violation("applying again changed the replica")
-
