@@ -1,9 +1,9 @@
 """Which recovery points are dropped (D14). Pure: points in, ids out.
 
-Age is counted from the newest batch that was applied, on the source's clock, but never from a time that has not come here: a
-replication that stands still loses no points, and a source clock that steps forward loses none either. The newest point is never dropped: in a pass it is the last consistent one, before the first pass it is *before
-reprotect*. Older than the policy's history: dropped. Older than two hours: one crash-consistent point an hour stays, and
-every app-consistent one.
+Age is counted from the newest batch that was applied, on the source's clock, but never from a time that has not come
+here: a replication that stands still loses no points, and a source clock that steps forward loses none either. The newest
+point is never dropped: in a pass it is the last consistent one, before the first pass it is *before reprotect*. Older than
+the policy's history: dropped. Older than two hours: one crash-consistent point an hour stays, and every app-consistent one.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import select
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,6 +78,7 @@ class CaptureSession:
         self._buffer = rereading.ReadBuffer()
         self._pending_owner: dict[int, int] = {}  # global block -> generation of the last round that took it
         self._stuck_since: dict[tuple[int, int], float] = {}
+        self._fence = threading.Lock()
         self._poll = select.epoll()
         self._poll.register(parts.maps["ring"], select.EPOLLIN | select.EPOLLET)
 
@@ -409,7 +411,8 @@ class CaptureSession:
     def _leave_degraded(self) -> int:
         """Clear the flag, look again (the program may mark at any moment), set it again if need be. Returns the dirty blocks."""
         self._control.set("degraded", 0)
-        dirty = sum(self._dirty.count(place.base_block, place.blocks) for place in self._places)
+        with self._fence:  # the store is out before a dirty byte is looked at: taking a lock is a full barrier
+            dirty = sum(self._dirty.count(place.base_block, place.blocks) for place in self._places)
         if dirty:
             self._control.set("degraded", 1)
         return dirty
