@@ -55,7 +55,7 @@ async def test_each_link_of_the_chain_opens(authority: Authority, tmp_path: Path
 @pytest.mark.parametrize(
     ("poser", "sentence"),
     [
-        (Role.MOBILITY, "unsuitable certificate purpose"),
+        (Role.MOBILITY, "certificate purpose"),
         (Role.MASTER_TARGET, "is master-target c1, not process-server"),
     ],
 )
