@@ -8,6 +8,7 @@ that was killed anywhere can be compared with one that was not. What must never 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import threading
@@ -88,7 +89,8 @@ class Sites:
 
     @contextmanager
     def change(self) -> Iterator[dict[str, Any]]:
-        with self._lock:
+        with self._lock, self.path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a test turns knobs while its server runs
             state = self.read()
             yield state
             if state["power"] == {CLOUD: "On", HOME: "On"} and "both on" not in state["violations"]:

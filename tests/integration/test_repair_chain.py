@@ -155,6 +155,8 @@ async def story(world: World, chain: Chain) -> None:
     await world.synced(60)
     await chain.identical()
     assert world.plane.status["problem"] == ""
-    writer = load(world.mount(), 2)
+    point = world.mount()
+    writer = load(point, 2)
     await asyncio.to_thread(writer.wait)
+    run("umount", str(point))  # what is mounted goes on writing after the mark
     await chain.identical()
