@@ -225,12 +225,12 @@ class Chain:
         """Begin the next epoch. With ``SyncMode.NONE`` the replica is taken as being in step."""
         self.epoch += 1
         machine = MachineId(self.machine_id)
+        master_target = Endpoint("127.0.0.1", self.ports[Role.MASTER_TARGET], ComponentId(self.target_id))
+        routed = RoutedMachine(machine, self.epoch, master_target)
+        self.planes[Role.PROCESS_SERVER].assign(ProcessServerAssignment((routed,)))
+        self.until(lambda: [one["epoch"] for one in self._spooled()] == [self.epoch], 30)
         self.planes[Role.MASTER_TARGET].assign(
             MasterTargetAssignment((ReplicaAssignment(machine, self.epoch, ComponentId(self.server_id), self.policy),))
-        )
-        master_target = Endpoint("127.0.0.1", self.ports[Role.MASTER_TARGET], ComponentId(self.target_id))
-        self.planes[Role.PROCESS_SERVER].assign(
-            ProcessServerAssignment((RoutedMachine(machine, self.epoch, master_target),))
         )
         disk = SourceDisk(
             DiskId(str(uuid.UUID(int=1))), 0, facts.device_match(self.device.removeprefix("/dev/")), self.size_bytes, sync
@@ -253,6 +253,9 @@ class Chain:
     @property
     def agent(self) -> dict[str, Any]:
         return dict(self.planes[Role.MOBILITY].status)
+
+    def _spooled(self) -> list[dict[str, Any]]:
+        return list(self.planes[Role.PROCESS_SERVER].status.get("machines", []))
 
     @property
     def replica(self) -> dict[str, Any]:

@@ -164,13 +164,15 @@ def same(source: Path | str, copy: Path | str, size_bytes: int) -> bool:
 def fio(name: str, **options: object) -> dict[str, Any]:
     """Runs one job and returns fio's own figures of it."""
     told = {
+        "ioengine": options.pop("ioengine", "libaio"),
         "direct": 1,
+        "serialize_overlap": 1,
         "randrepeat": 0,
         "norandommap": 1,
         "refill_buffers": 1,
         "group_reporting": 1,
         "thread": 1,
-    } | options
+    } | options  # an engine's own options come after its name
     arguments = [f"--{key}={value}" if value is not None else f"--{key}" for key, value in told.items()]
     with tempfile.TemporaryDirectory() as working:
         text = run("fio", f"--name={name}", *arguments, "--output-format=json", f"--aux-path={working}", cwd=working)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -34,6 +35,7 @@ def write_readme() -> None:
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is removed
     wanted = os.environ.get("BENCH", "").split() or [name for name in ORDER if (HERE / f"{name}.py").exists()]
     failed = []
     for name in wanted:
