@@ -19,6 +19,7 @@ from failback.sim.world import World
 
 def run(seed: int, directory: Path, options: argparse.Namespace) -> bool:
     world = World(seed, directory, load_seconds=options.seconds, faults=not options.calm)
+    world.machine.torn_overlaps = options.torn_overlaps
     try:
         world.run()
     except Exception as error:
@@ -44,6 +45,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=20.0, help="virtual seconds of load and faults")
     parser.add_argument("--limit", type=float, default=0.0, help="stop after so many real seconds")
     parser.add_argument("--calm", action="store_true", help="no faults")
+    parser.add_argument("--torn-overlaps", action="store_true", help="with an open finding, see docs/simulation.md")
     parser.add_argument("--story", action="store_true", help="print what happened")
     parser.add_argument("--log", action="store_true", help="print the roles' own logs, stamped with virtual time")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What befalls a world: which faults, when, drawn from the seed. Each world has its own temper: some are calm, some hate one role."""
+"""What befalls a world: which faults, when, drawn from the seed. Each world has its own temper."""
 
 from __future__ import annotations
 

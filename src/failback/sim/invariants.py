@@ -77,7 +77,21 @@ class Judge:
             for sector in range(len(wanted) // 512):
                 at = sector * 512
                 if actual[disk][at : at + 512] != wanted[at : at + 512] and not mask[disk][sector]:
-                    raise Violation(f"{what} differs from the source at {place}: disk {disk}, sector {sector}")
+                    versions = self._versions(place, disk, at, bytes(actual[disk][at : at + 512]))
+                    raise Violation(
+                        f"{what} differs from the source at {place}: disk {disk}, sector {sector}; {versions}"
+                    )
+
+    def _versions(self, place: tuple[int, int, int], disk: int, at: int, found: bytes) -> str:
+        """The sector's history near the place, for whoever looks for the reason."""
+        known = [b for b in self.beginnings if b.epoch == place[0] and b.first_sequence <= place[1]][-1]
+        lines = [f"place {place[2] - known.base} of ring {known.ring.ring_id}, versions"]
+        for change in known.ring.history:
+            if change.disk == disk and change.offset <= at < change.offset + len(change.data):
+                content = change.data[at - change.offset : at - change.offset + 512]
+                name = f"{change.position}{' silent' if change.silent else ''}"
+                lines.append(f"[{name}]" if content == found else name)
+        return " ".join(lines[:1] + lines[-12:])
 
     # --- acknowledgements -------------------------------------------------------------------------------------------
 

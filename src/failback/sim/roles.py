@@ -159,6 +159,8 @@ class Replica:
         self.problem = ""
         self.on_reply: Callable[[DigestReply], None] = lambda reply: None
         self.work = asyncio.Event()
+        self.clean = False
+        """The disks are where the applier says: no step has failed since, and none was cut short by a crash."""
 
     def landed_more(self) -> None:
         self.work.set()
@@ -222,10 +224,13 @@ class MasterTarget:
         self.replica.on_reply(reply)
 
     async def _step(self, journal: Journal, witness: WitnessFile) -> bool:
+        assert self.replica is not None
         try:
-            return await asyncio.to_thread(self._apply, journal, witness)
+            progressed = await asyncio.to_thread(self._apply, journal, witness)
+            self.replica.clean = self.replica.clean or progressed
+            return progressed
         except (FailbackError, OSError) as error:
-            assert self.replica is not None
+            self.replica.clean = False
             self.replica.problem = str(error)
             await asyncio.sleep(2.0)
             return True

@@ -246,7 +246,8 @@ class World:
             self.files.power_cut(self.root / name)
         if power and name == "master-target":
             self.files.power_cut(self.root / "master-target-state")
-            for device in self.devices.values():
+            for index, device in self.devices.items():
+                self.raw_disks[index].failing = 0
                 device.lose(self.files.chance)
         if power and name == "agent":
             self.machine.crash()
@@ -306,7 +307,8 @@ class World:
         if stream is not None and stream._begun:
             epoch = stream.assignment.epoch
             journal = stream._known_incarnation()
-            self.judge.never_back("the agent's landed position", epoch, journal, stream.landed_sequence)
+            life = f"landed in life {self.kills.get('agent', 0)} of the agent"
+            self.judge.never_back(life, epoch, journal, stream.landed_sequence)
             if self.journal is not None and self.journal.epoch == epoch and journal == self.journal.incarnation:
                 self.judge.at_least("the journal", self.journal.landed.sequence, stream.landed_sequence, epoch)
             self._look_at_spools(epoch, stream.spooled_sequence)
@@ -348,7 +350,8 @@ class World:
         if applier is None or applier._stale or damage is not None:
             return
         self.judge.points(journal)
-        if applier.written == applier.durable and not applier._replies and journal.destination is None:
+        replica = self.role("master-target").replica
+        if replica.clean and applier.written == applier.durable and journal.destination is None:
             self.judge.applied(journal, {i: disk.content for i, disk in self.raw_disks.items()})
 
     def judge_prepared(self, journal: Journal, point: RecoveryPoint) -> None:
@@ -374,7 +377,11 @@ class World:
         stream = agent.stream
         if stream is None or not stream._begun or stream.assignment.epoch != self.plane.state.epoch or stream.gap:
             return False
-        if stream._session.produced_position() > stream._session.cursor() or stream._pass is not None or stream._dirty:
+        if (
+            stream._session.produced_position() > stream._session.cursor()
+            or stream._pass is not None
+            or any(self.machine.dirty)
+        ):
             return False
         applied = journal.applied
         done = applied.epoch == journal.epoch == self.plane.state.epoch and not applied.gap and journal.caught_up
