@@ -143,10 +143,11 @@ class Chaos:
 
     async def give_back(self, journal: Journal) -> None:
         """As the cancelling workflow: again and again until it is done."""
-        while journal.started and journal.destination is not None:
+        while journal.started and journal.catalogue.get("rollback_phase"):
             try:
                 await asyncio.to_thread(journal.resume)
-            except (FailbackError, OSError):
+            except (FailbackError, OSError) as error:
+                self._world.note(f"giving back failed: {error}")
                 await asyncio.sleep(2.0)
         self._world.rolling = None
 

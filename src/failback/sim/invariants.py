@@ -44,7 +44,8 @@ class Judge:
     points_judged: int = 0
     places_judged: int = 0
     _highest: dict[tuple[str, int, str], int] = field(default_factory=dict)
-    _pairs: dict[tuple[str, int], tuple[str, int]] = field(default_factory=dict)
+    _snapshots: dict[int, tuple[int, int, dict[int, bytearray]]] = field(default_factory=dict)
+    """Of a ring: how much of its history, up to which place, gives which content (places mostly grow)."""
 
     # --- the source at a place --------------------------------------------------------------------------------------
 
@@ -58,15 +59,20 @@ class Judge:
             raise Violation(f"item {sequence} of epoch {epoch} belongs to no stream that ever began")
         begin = known[-1]
         place = position - begin.base
-        content = {disk: bytearray(data) for disk, data in begin.ring.before.items()}
         mask = {disk: bytearray(len(data) // 512) for disk, data in begin.ring.before.items()}
-        for change in begin.ring.history:
+        first, upto, content = self._snapshots.get(begin.ring.ring_id, (0, 0, {}))
+        if not content or upto >= place:
+            first, content = 0, {disk: bytearray(data) for disk, data in begin.ring.before.items()}
+        for index in range(first, len(begin.ring.history)):
+            change = begin.ring.history[index]
             if change.position > place:
                 break
+            first = index + 1
             content[change.disk][change.offset : change.offset + len(change.data)] = change.data
             if change.silent and change.position == place:
-                first, count = change.offset // 512, len(change.data) // 512
-                mask[change.disk][first : first + count] = b"\x01" * count
+                sector, count = change.offset // 512, len(change.data) // 512
+                mask[change.disk][sector : sector + count] = b"\x01" * count
+        self._snapshots[begin.ring.ring_id] = (first, place, content)
         return content, mask
 
     def _compare(self, what: str, actual: Mapping[int, bytes | bytearray], place: tuple[int, int, int]) -> None:

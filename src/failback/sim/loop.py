@@ -113,9 +113,9 @@ class SimulatedLoop(base_events.BaseEventLoop):
         self._ready.append(handle)  # type: ignore[attr-defined]
         return handle
 
-    def call_at(
+    def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> _Timer:  # type: ignore[override]
+    ) -> _Timer:
         timer = _Timer(when, callback, args, self, context)
         heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
         timer._scheduled = True  # type: ignore[attr-defined]
@@ -160,7 +160,14 @@ class SimulatedLoop(base_events.BaseEventLoop):
 
     def spawn(self, process: Process, main: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run the coroutine as the process's main task."""
-        return self.create_task(main, context=process.new_context())
+        task = self.create_task(main, context=process.new_context())
+        task.add_done_callback(self._spawned_ended)
+        return task
+
+    def _spawned_ended(self, task: asyncio.Task[Any]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self.call_exception_handler({"message": "a task failed", "exception": error})
 
 
 def _make_task(loop: asyncio.AbstractEventLoop, coro: Any, context: Context | None = None) -> asyncio.Task[Any]:

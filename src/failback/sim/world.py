@@ -343,7 +343,7 @@ class World:
         if damage is not None and damage.refuses(journal.epoch):
             self.plane.heard(journal.epoch, f"{damage.code}: {damage.reason}")
         self.judge.never_back("the journal's epoch", 0, journal.incarnation, journal.epoch)
-        if journal.destination is not None and self.rolling is not self.lives["master-target"][0]:
+        if journal.catalogue.get("rollback_phase") and self.rolling is not self.lives["master-target"][0]:
             self.rolling = self.lives["master-target"][0]
             self.loop.spawn(self.rolling, self.chaos.give_back(journal))
         applier = journal._applier
@@ -351,7 +351,7 @@ class World:
             return
         self.judge.points(journal)
         replica = self.role("master-target").replica
-        if replica.clean and applier.written == applier.durable and journal.destination is None:
+        if replica.clean and applier.written == applier.durable and not journal.catalogue.get("rollback_phase"):
             self.judge.applied(journal, {i: disk.content for i, disk in self.raw_disks.items()})
 
     def judge_prepared(self, journal: Journal, point: RecoveryPoint) -> None:
@@ -371,7 +371,12 @@ class World:
 
     def _is_equal(self) -> bool:
         journal = self.journal
-        if journal is None or not journal.started or journal.destination is not None or len(self.lives) < len(ROLES):
+        if (
+            journal is None
+            or not journal.started
+            or journal.catalogue.get("rollback_phase")
+            or len(self.lives) < len(ROLES)
+        ):
             return False
         agent = cast(Agent, self.role("agent"))
         stream = agent.stream
@@ -399,6 +404,11 @@ class World:
             said += f", gap {stream.gap or 'none'}, sent {stream.sent_sequence}, landed {stream.landed_sequence}"
         if self.journal is not None:
             said += f"; journal: {self.journal.landed}, applied {self.journal.applied}"
+        if self.journal is not None:
+            phase, applier = self.journal.catalogue.get("rollback_phase"), self.journal._applier
+            said += f", rollback {phase or None}, behind {applier.behind if applier else None}"
+            problem = self.role("master-target").replica.problem
+            said += f", problem {problem}, damage {self.journal.damage}"
         return f"{said}; plane: {self.plane.state}; alive: {sorted(self.lives)}"
 
     async def _last_look(self) -> None:
