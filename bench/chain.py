@@ -98,6 +98,8 @@ class Chain:
     policy: ReplicationPolicy = field(default_factory=lambda: ReplicationPolicy(name="bench"))
     ring_megabytes: int = 64
     heartbeat_seconds: float = 0.25
+    roles: tuple[Role, ...] = COMPONENT_ROLES
+    """Those that are started."""
     processes: dict[Role, subprocess.Popen[bytes]] = field(default_factory=dict)
     epoch: int = 0
 
@@ -114,7 +116,7 @@ class Chain:
         self.ports = {role: _free_port() for role in (Role.PROCESS_SERVER, Role.MASTER_TARGET)}
         try:
             self._configure()
-            for role in (Role.MASTER_TARGET, Role.PROCESS_SERVER, Role.MOBILITY):
+            for role in self.roles:
                 self._launch(role)
             self._listening()
         except BaseException:
@@ -160,8 +162,8 @@ class Chain:
             )  # fmt: skip
 
     def _listening(self) -> None:
-        self.until(lambda: all(self.planes[role].status for role in COMPONENT_ROLES), 60)
-        for port in self.ports.values():
+        self.until(lambda: all(self.planes[role].status for role in self.roles), 60)
+        for port in [port for role, port in self.ports.items() if role in self.roles]:
             self.until(lambda port=port: _connects(port), 30)
 
     def close(self) -> None:
@@ -295,7 +297,7 @@ class Chain:
                     raise RuntimeError(f"{role.value} ended with {process.returncode}:\n{self.log(role)}")
             if time.monotonic() > deadline:
                 raise RuntimeError(
-                    f"not within {seconds} s; agent {self.agent}; replica {self.replica}\n{self.log(Role.MOBILITY)}"
+                    f"not within {seconds} s; agent {self.agent}; replica {self.replica}\n{self.log(self.roles[0])}"
                 )
             time.sleep(0.01)
 

@@ -42,6 +42,8 @@ def highest(ground: Ground, device: str, image: Path, name: str) -> tuple[dict[s
             }  # fmt: skip
             steps.append(step)
             why = watch.complaints() + [f"lag of {lag['maximum']:.0f} ms"] * (lag["maximum"] >= 5000)
+            if watch.drain_seconds > SECONDS:
+                why.append(f"applying fell behind: {watch.drain_seconds:.0f} s to catch up after {SECONDS} s of load")
             if step["megabytes_a_second"] < 0.97 * rate:
                 why.append(f"the load itself reached only {step['megabytes_a_second']} MB/s")
             if why:
