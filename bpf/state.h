@@ -88,7 +88,8 @@ struct inflight_entry {
 	__u32 bytes;
 	__u32 left;		/* bytes not yet completed; 0: settled */
 	__u32 generation;
-	__u32 index;
+	__u16 index;
+	__u16 overlapped;	/* another write to its sectors was in flight with it: its blocks are dirty again at its end */
 };
 
 struct {
