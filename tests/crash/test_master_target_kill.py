@@ -4,14 +4,11 @@ the same result, nothing that was acknowledged is missing, the fence holds."""
 from __future__ import annotations
 
 import asyncio
-import sys
 import uuid
 from pathlib import Path
 
-import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "doubles"))
 import journal_driver as driver
+import pytest
 from master_target_site import Site
 from process_server_site import eventually
 

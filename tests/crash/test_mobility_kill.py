@@ -6,13 +6,10 @@ import asyncio
 import os
 import random
 import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "doubles"))
 from mobility_world import World, load, run
 
 from failback.model.components import SyncMode

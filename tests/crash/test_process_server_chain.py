@@ -5,16 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "doubles"))
 import journal_driver as driver
 import master_target_site
 import process_server_site
+import pytest
 from process_server_doubles import make_hello
 from process_server_site import Agent, eventually
 

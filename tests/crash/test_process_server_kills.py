@@ -5,14 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-import sys
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "doubles"))
 from process_server_doubles import make_batch
 from process_server_site import Agent, Site, eventually
 

@@ -19,11 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from simulated_sites import REPROTECT_INPUTS
 
 DOUBLES = Path(__file__).parent.parent / "doubles"
-sys.path.insert(0, str(DOUBLES))
-
-from simulated_sites import REPROTECT_INPUTS  # noqa: E402
 
 FAILOVER_INPUTS = {"selector": "latest", "value": "", "shut_down_source": True}
 REPROTECT = ("SwitchReplicationGroupProtection", REPROTECT_INPUTS)

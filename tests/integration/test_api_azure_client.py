@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from api_client import SiteProcess
 from azure.core.credentials import AccessToken
 from azure.core.exceptions import ClientAuthenticationError, HttpResponseError, ResourceNotFoundError
 from azure.mgmt.recoveryservicessiterecovery import SiteRecoveryManagementClient, models
-
-sys.path.append(str(Path(__file__).parents[1] / "doubles"))
-
-from api_client import SiteProcess
 
 VAULT = ("any-group", "any-vault")
 CONTAINER = (*VAULT, "configuration-server", "machines")

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "doubles"))
-
 from api_client import CONTAINER, ITEM, VAULT, SiteProcess
 
 REPROTECT = {

@@ -1,11 +1,11 @@
 """kill -9 during the first start, an enrolment and a heartbeat: started again, everything is as if nothing had been."""
 
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from running_configuration_server import RunningConfigurationServer
 
 from failback.configuration_server.database import Database, components
 from failback.configuration_server.database.orders import OrderRow
@@ -16,9 +16,6 @@ from failback.model.ids import OrderId
 from failback.runtime import records
 from failback.transport import identity
 from failback.transport.https import HttpsClient
-
-sys.path.append(str(Path(__file__).parents[1] / "doubles"))
-from running_configuration_server import RunningConfigurationServer
 
 PLACES = (
     "migration.applied",

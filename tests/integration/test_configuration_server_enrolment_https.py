@@ -5,7 +5,6 @@ import json
 import socket
 import ssl
 import stat
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
+from running_configuration_server import RunningConfigurationServer
 from sqlalchemy import select
 
 from failback.configuration_server.database import Database, components
@@ -32,9 +32,6 @@ from failback.runtime import host, records
 from failback.transport import identity
 from failback.transport.control import ControlLoop, ReportProgress
 from failback.transport.https import HttpsClient
-
-sys.path.append(str(Path(__file__).parents[1] / "doubles"))
-from running_configuration_server import RunningConfigurationServer
 
 
 @pytest.fixture(scope="module")

@@ -3,22 +3,19 @@
 import http.client
 import json
 import ssl
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from api_client import ITEM, VAULT
+from running_configuration_server import RunningConfigurationServer
 
 from failback.errors import AuthenticationError, FailbackError
 from failback.model.components import Enrolment, Heartbeat, MobilityStatus, Role
 from failback.runtime import records
 from failback.transport import identity
 from failback.transport.https import HttpsClient
-
-sys.path.append(str(Path(__file__).parents[1] / "doubles"))
-from api_client import ITEM, VAULT
-from running_configuration_server import RunningConfigurationServer
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import sys
 import uuid
 from pathlib import Path
 
-import xxhash
-
-sys.path.append(str(Path(__file__).parents[1] / "doubles"))
 import journal_driver as driver
 import process_server_site
+import xxhash
 from master_target_site import MACHINE, Sender
 from master_target_site import Site as TargetSite
 from process_server_doubles import FixedControlPlane

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "doubles"))
 import journal_driver as driver
+import pytest
 from master_target_site import Site
 
 from failback.model.points import PointChoice, PointSelector

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import random
 import subprocess
-import sys
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import journal_driver as driver
 import pytest
 import xxhash
-
-sys.path.append(str(Path(__file__).parents[1] / "doubles"))
-import journal_driver as driver
 from master_target_site import MACHINE, Site
 from process_server_site import eventually
 

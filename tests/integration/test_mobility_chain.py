@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "doubles"))
 from mobility_world import World, load, run
 from process_server_doubles import FixedControlPlane
 

@@ -4,14 +4,11 @@ plane: forwarding, resume, epochs, strangers, back-pressure, replaced journals, 
 from __future__ import annotations
 
 import asyncio
-import sys
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "doubles"))
 from process_server_doubles import QUICK, make_batch, make_digests, make_hello
 from process_server_site import Agent, Site, eventually
 

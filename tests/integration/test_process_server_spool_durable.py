@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 import uuid
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "doubles"))
 from process_server_doubles import make_batch
 
 from failback.model.ids import MachineId

@@ -6,15 +6,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "doubles"))
 import journal_driver as driver
+import pytest
 from master_target_site import MACHINE, Site
 from process_server_site import eventually
 

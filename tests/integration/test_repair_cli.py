@@ -10,8 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).parents[1] / "doubles"))
-
 from api_client import SiteProcess
 
 

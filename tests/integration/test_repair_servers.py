@@ -5,17 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "doubles"))
 import comparing_source
 import journal_driver as driver
 import master_target_site
 import process_server_site
+import pytest
 from comparing_source import Source, differing
 from master_target_site import Sender
 from process_server_doubles import make_hello

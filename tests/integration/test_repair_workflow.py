@@ -4,15 +4,11 @@ operator's repair; a change of process server."""
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "doubles"))
-
 from simulated_sites import ITEM, PROCESS_SERVER, REPROTECT_INPUTS
 from workflow_driver import Running, finished, outcome, running
 

@@ -2,13 +2,13 @@
 
 import asyncio
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from answering_server import Answers, component, listening
 
 from failback.configuration_server.enrolment.authority import Authority
 from failback.model.components import HeartbeatReply, Order, ProcessServerAssignment, ProcessServerStatus, Role
@@ -17,9 +17,6 @@ from failback.runtime import records
 from failback.transport.control import ControlLoop
 from failback.transport.https import ControlConfig
 from failback.transport.identity import Identity
-
-sys.path.append(str(Path(__file__).parents[1] / "doubles"))
-from answering_server import Answers, component, listening
 
 
 def _reply(**changes: Any) -> bytes:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "doubles"))
 from answering_server import component
 from process_server_doubles import QUICK, KeepingMasterTarget, make_hello
 

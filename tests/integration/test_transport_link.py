@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import sys
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "doubles"))
 from process_server_doubles import (
     IMPATIENT,
     QUICK,

@@ -1,23 +1,20 @@
 """The control link trusts one peer only, the configuration server, and says clearly why it does not trust another one."""
 
 import json
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from answering_server import component, listening
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from running_configuration_server import RunningConfigurationServer
 
 from failback.configuration_server.enrolment import authority as authorities
 from failback.configuration_server.enrolment.authority import Authority
 from failback.errors import AuthenticationError, ConfigurationError, FailbackError, PeerError
 from failback.model.components import Role
 from failback.transport.https import HttpsClient
-
-sys.path.append(str(Path(__file__).parents[1] / "doubles"))
-from answering_server import component, listening
-from running_configuration_server import RunningConfigurationServer
 
 SERVER_NAMES = ("failback.example.net", "192.0.2.10")
 

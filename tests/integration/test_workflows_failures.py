@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "doubles"))
-
 from simulated_sites import CLOUD, HOME, ITEM, NEWCOMER, REPROTECT_INPUTS
 from workflow_driver import QUICK, Running, finished, outcome, running
 

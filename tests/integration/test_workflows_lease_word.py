@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "doubles"))
 
 from simulated_sites import CLOUD, HOME, ITEM, REPROTECT_INPUTS
 from workflow_driver import finished, outcome, running
