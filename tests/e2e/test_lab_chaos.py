@@ -6,7 +6,7 @@ and replicates, and deliberately in the middle of a freeze. What an operator doe
 line could not reach the server, or when an operation ended with an error that says it may be repeated.
 
 ``FAILBACK_CHAOS_SEED`` chooses the seed; it is printed, with the time of each chapter and the number of kills.
-``FAILBACK_CHAOS_CANCEL=1`` adds a failback that is cancelled before the one that is committed (two minutes more);
+``FAILBACK_CHAOS_CANCEL=1`` adds a failback to a moment between two points, cancelled again (two minutes more);
 ``FAILBACK_CHAOS_LOGS`` names a folder that keeps the lab's logs.
 """
 
@@ -22,6 +22,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,10 @@ CHOICE = ("--retention-volume", servers.RETENTION_VOLUME, "--datastore", servers
 SHORTEST_SECONDS, LONGEST_SECONDS = 1.0, 4.0
 AGENT_SECONDS = (10.0, 20.0)
 LONGEST_MARK_SECONDS = 60
+CLOCKS_SECONDS = 3.0
+POINTS_AWAITED = 4
+CANNOT_CONNECT = "78186"
+RESTARTS = 5
 LEASE_LOST = "FreezeLeaseLost"
 
 
@@ -185,8 +191,14 @@ class Story:
         return str(self.commands.ask("item", "show", MACHINE_NAME)["properties"]["protectionState"])
 
     def succeed(self, *arguments: str) -> None:
-        state_reached, codes = self.commands.outcome(self.commands.begin(*arguments))
-        assert (state_reached, codes) == ("Succeeded", [])
+        """A probe that met a server in the moment of its death fails the prerequisites: that job is restarted, as it says."""
+        job = self.commands.begin(*arguments)
+        reached, codes = self.commands.outcome(job)
+        while reached == "Failed" and codes[-1] == CANNOT_CONNECT and len(codes) <= RESTARTS:
+            self.commands.run("job", "restart", job, "--no-wait")
+            reached, codes = self.commands.outcome(job)
+        assert reached == "Succeeded"
+        assert set(codes) <= {CANNOT_CONNECT}
 
     def await_state(self, wanted: str, seconds: float = 240) -> None:
         self.until(lambda: self.item_state() == wanted, seconds)
@@ -201,12 +213,12 @@ class Story:
         newest = witness.newest(self.layout.witness_file, side)
         laboratory.await_commit(self.layout, side, newest.number if newest else 0)
 
+    def expect_sides(self, cloud: PowerState, onprem: PowerState) -> None:
+        assert (self.cloud.power_state(CLOUD_UUID), self.onprem.power_state(ONPREM_UUID)) == (cloud, onprem)
+
     def expect_home_complete(self) -> int:
         """Exactly one side runs, disks equal, clean, every acknowledged commit there. Returns how many there were."""
-        assert (self.cloud.power_state(CLOUD_UUID), self.onprem.power_state(ONPREM_UUID)) == (
-            PowerState.OFF,
-            PowerState.ON,
-        )
+        self.expect_sides(PowerState.OFF, PowerState.ON)
         layout = self.layout
         told = [heard for heard in witness.read(layout.witness_file) if heard.side == CLOUD_UUID]
         content = verify.read_ledger(layout.onprem_data_disk, layout.directory / "scratch")
@@ -255,20 +267,49 @@ def _fail_back_and_lose_the_lease(story: Story) -> None:
     laboratory.await_commit(layout, CLOUD_UUID, newest.number, 60)
     ended, codes = story.commands.outcome(job)
     assert (ended, codes[-1:]) == ("Failed", [LEASE_LOST])
-    assert story.cloud.power_state(CLOUD_UUID) is PowerState.ON
-    assert story.onprem.power_state(ONPREM_UUID) is PowerState.OFF
+    story.expect_sides(PowerState.ON, PowerState.OFF)
     story.await_state("Protected")
 
 
-def _fail_back_and_cancel(story: Story) -> None:
-    with story.chapter("failback that is cancelled"):
-        story.succeed("failback", MACHINE_NAME, "--point", "latest")
-        story.expect_home_complete()
+def _fail_back_to_a_moment_and_cancel(story: Story) -> None:
+    moment = _between_two_points(story)
+    with story.chapter("failback to a moment"):
+        story.succeed("failback", MACHINE_NAME, "--point", moment.isoformat().replace("+00:00", "Z"))
+        story.expect_sides(PowerState.OFF, PowerState.ON)
+        _expect_ledger_of(story, moment)
     with story.chapter("cancel"):
         story.succeed("cancel", MACHINE_NAME)
         story.await_live_commits(CLOUD_UUID)
-        assert story.onprem.power_state(ONPREM_UUID) is PowerState.OFF
+        story.expect_sides(PowerState.ON, PowerState.OFF)
         story.await_state("Protected")
+
+
+def _between_two_points(story: Story) -> datetime:
+    """The middle between two neighbouring points that are made from now on, while the ledger commits; the source's clock."""
+
+    def times() -> list[datetime]:
+        points = story.commands.ask("points", MACHINE_NAME)
+        return sorted(datetime.fromisoformat(point["properties"]["recoveryPointTime"]) for point in points)
+
+    newest = times()[-1]
+    story.until(lambda: sum(moment > newest for moment in times()) >= POINTS_AWAITED, 90)
+    new = [moment for moment in times() if moment > newest]
+    earlier, later = max(pairwise(new), key=lambda pair: pair[1] - pair[0])
+    return earlier + (later - earlier) / 2
+
+
+def _expect_ledger_of(story: Story, moment: datetime) -> None:
+    """What was acknowledged before the moment is there, what came after it is not (within the two clocks' difference)."""
+    content = verify.read_ledger(story.layout.onprem_data_disk, story.layout.directory / "scratch")
+    assert content.problem == ""
+    boot_wall = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    told = {heard.number: heard for heard in witness.read(story.layout.witness_file) if heard.side == CLOUD_UUID}
+    after = {number: boot_wall + heard.at - moment.timestamp() for number, heard in told.items()}
+    newest = max(number for number in told if number in content.rows)
+    print(f"asked for {moment}: the newest commit there was acknowledged {after[newest]:+.2f} s from it", flush=True)
+    assert verify.lost([told[number] for number in told if after[number] < -CLOCKS_SECONDS], content) == []
+    assert [number for number in content.rows if after.get(number, -CLOCKS_SECONDS) > CLOCKS_SECONDS] == []
+    assert newest < max(told)
 
 
 def _freezes(layout: Layout) -> int:
@@ -308,7 +349,7 @@ def _tell(story: Story) -> int:
     with story.chapter("a failback whose lease is lost"):
         _fail_back_and_lose_the_lease(story)
     if os.environ.get("FAILBACK_CHAOS_CANCEL"):
-        _fail_back_and_cancel(story)
+        _fail_back_to_a_moment_and_cancel(story)
     with story.chapter("failback"):
         story.succeed("failback", MACHINE_NAME, "--point", "latest")
         acknowledged = story.expect_home_complete()
