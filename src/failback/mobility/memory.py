@@ -36,6 +36,8 @@ class StreamMemory:
     self_test: str = "not-run"
     """passed | failed | not-run, in this boot."""
     position_base: int = 0
+    others_spooled: bool = False
+    """The process server holds other items of this epoch than were sent from this ring (a lost spool, a journal ahead of it)."""
     ring_id: int = 0
     """The ring for which it was decided what has to be compared; of any other ring nothing is known (D11)."""
     incarnation: str = ""

@@ -227,6 +227,7 @@ class Stream:
             return
         if self._begun and self._outstanding.contradicts(welcome.spooled_sequence, welcome.spooled_ring - self._base):
             self._diverged = spool_differs(welcome.spooled_sequence)
+            self._memory.update(others_spooled=True)
             self._wake.set()
             raise self._diverged
         ack = Ack(welcome.epoch, welcome.spooled_sequence, welcome.spooled_ring, welcome.landed_sequence,
@@ -281,13 +282,17 @@ class Stream:
         fresh = memory.value.ring_id != session.ring_id  # also when an earlier process made the ring and died
         cause = GapCause.NONE
         known = memory.value.epoch == assignment.epoch
-        if not known:
+        others = known and memory.value.others_spooled  # what is held there is no prefix of this ring: send all of it (D6)
+        if not known or others:
             resend = await self._call(session.mark_unlanded_dirty)
-            if resend:
-                cause = GapCause.RESEND
-                log.info("blocks that had not landed are read again", blocks=resend)
+            cause = GapCause.RESEND if resend or others else cause
+            log.info("blocks that had not landed are read again", blocks=resend)
+        if others:  # until a consistent place has landed: what is sent again passes places that the replica has left behind
+            memory.update(position_base=welcome.spooled_ring - session.cursor())
+        if not known:
             memory.update(epoch=assignment.epoch, pass_id="", pass_done=False, incarnation=welcome.incarnation,
-                          position_base=welcome.spooled_ring - session.cursor(), full_marked=(), compared_blocks={})  # fmt: skip
+                          position_base=welcome.spooled_ring - session.cursor(), full_marked=(), compared_blocks={},
+                          others_spooled=False)  # fmt: skip
         elif fresh:
             memory.update(position_base=welcome.spooled_ring - session.cursor(), full_marked=(), compared_blocks={})
         self._base = memory.value.position_base
@@ -331,7 +336,9 @@ class Stream:
         )  # fmt: skip
         self.pass_done = decided.done
         begin_at = {int(index): block for index, block in stored.compared_blocks.items()} if same and not fresh else {}
-        memory.update(compare_all=decided.compare_all, ring_id=self._session.ring_id)
+        # a new epoch may come without this pass before it is over: what only comparing tells stays due
+        comparing = decided.start and any(mode is SyncMode.COMPARE for _, mode in decided.modes)
+        memory.update(compare_all=decided.compare_all or comparing, ring_id=self._session.ring_id)
         if not same:
             memory.update(pass_id=assignment.pass_id, pass_done=False, compared_blocks={}, full_marked=())
         if decided.start:
@@ -403,6 +410,8 @@ class Stream:
                 self.lag.landed(
                     (now_ns - item.oldest_ktime_ns) / 1e6, (now_ns - item.newest_ktime_ns) / 1e6, item.captured_bytes
                 )
+            if item.consistent:
+                self._memory.update(others_spooled=False)
             if item.consistent and self._pass is not None and self._pass.read:
                 self._finish_pass()
         if self._pass is not None:

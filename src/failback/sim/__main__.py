@@ -17,6 +17,10 @@ from failback.runtime import logs
 from failback.sim.world import World
 
 
+MOST_FAILURES = 5
+TORN = " --torn-overlaps"
+
+
 def run(seed: int, directory: Path, options: argparse.Namespace) -> bool:
     world = World(seed, directory, load_seconds=options.seconds, faults=not options.calm)
     world.machine.torn_overlaps = options.torn_overlaps
@@ -24,7 +28,7 @@ def run(seed: int, directory: Path, options: argparse.Namespace) -> bool:
         world.run()
     except Exception as error:
         print(f"FAILED seed {seed}: {type(error).__name__}: {error}")
-        print(f"  replay: python -m failback.sim --seed {seed} --seconds {options.seconds:g} --story", flush=True)
+        print(f"  replay: python -m failback.sim --seed {seed} --seconds {options.seconds:g}{TORN * options.torn_overlaps} --story", flush=True)
         if options.story:
             print("\n".join(world.story))
             traceback.print_exc()
@@ -42,7 +46,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="one world")
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--seconds", type=float, default=20.0, help="virtual seconds of load and faults")
+    parser.add_argument("--seconds", type=float, default=15.0, help="virtual seconds of load and faults")
     parser.add_argument("--limit", type=float, default=0.0, help="stop after so many real seconds")
     parser.add_argument("--calm", action="store_true", help="no faults")
     parser.add_argument("--torn-overlaps", action="store_true", help="with an open finding, see docs/simulation.md")
@@ -62,6 +66,8 @@ def main() -> int:
         for seed in seeds:
             failed += not run(seed, Path(directory), options)
             done += 1
+            if failed >= MOST_FAILURES:
+                break
             if options.limit and time.perf_counter() - began > options.limit:
                 break
     print(f"{done} worlds, {failed} failed, {time.perf_counter() - began:.1f} s", flush=True)
