@@ -26,8 +26,20 @@ def nbdkit_certificates(directory: Path) -> Path:
     return directory
 
 
-def nbdcopy(device: str, target: Path, size: int, certificates: Path | None) -> float:
-    """Seconds from the start of nbdcopy until the copy is flushed."""
+def nbdcopy(device: str, target: Path, size: int, certificates: Path | None) -> tuple[float, float]:
+    """Seconds from the start of nbdcopy until the copy is flushed, and processor seconds of both ends."""
+    used = _children_cpu()
+    seconds = _nbdcopy(device, target, size, certificates)
+    return seconds, _children_cpu() - used
+
+
+def _children_cpu() -> float:
+    """Of children that ended."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def _nbdcopy(device: str, target: Path, size: int, certificates: Path | None) -> float:
     sparse(target, size)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -79,11 +91,11 @@ def bench() -> Result:
         for number in range(PAIRS):
             seconds, is_same, figures = ours(ground, device, target, number)
             equal &= is_same
-            times = {}
+            times, cpu = {}, {}
             for name, secured in (("tls", certificates), ("plain", None)):
                 copy = target / "copy.img"
                 forget(Path(device))
-                times[name] = nbdcopy(device, copy, SIZE, secured)
+                times[name], cpu[name] = nbdcopy(device, copy, SIZE, secured)
                 equal &= same(device, copy, SIZE)
                 copy.unlink()
             runs.append(
@@ -93,6 +105,11 @@ def bench() -> Result:
                     "seconds": round(seconds, 2),
                     "tls_seconds": round(times["tls"], 2),
                     "plain_seconds": round(times["plain"], 2),
+                    "cpu_ratio_to_tls": round(
+                        sum(v for k, v in figures.items() if k.startswith("cpu_")) / cpu["tls"], 3
+                    ),
+                    "tls_cpu_seconds": round(cpu["tls"], 2),
+                    "plain_cpu_seconds": round(cpu["plain"], 2),
                     **figures,
                 }
             )
