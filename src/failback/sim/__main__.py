@@ -28,7 +28,10 @@ def run(seed: int, directory: Path, options: argparse.Namespace) -> bool:
         world.run()
     except Exception as error:
         print(f"FAILED seed {seed}: {type(error).__name__}: {error}")
-        print(f"  replay: python -m failback.sim --seed {seed} --seconds {options.seconds:g}{TORN * options.torn_overlaps} --story", flush=True)
+        print(
+            f"  replay: python -m failback.sim --seed {seed} --seconds {options.seconds:g}{TORN * options.torn_overlaps} --story",
+            flush=True,
+        )
         if options.story:
             print("\n".join(world.story))
             traceback.print_exc()

@@ -378,6 +378,9 @@ class World:
             or len(self.lives) < len(ROLES)
         ):
             return False
+        machine = self.machine
+        if any(machine.dirty) or machine.misses != machine.word("acknowledged_missed"):
+            return False  # the agent may not have looked yet
         agent = cast(Agent, self.role("agent"))
         stream = agent.stream
         if stream is None or not stream._begun or stream.assignment.epoch != self.plane.state.epoch or stream.gap:
