@@ -23,12 +23,12 @@ import zstandard
 from failback.block.device import BlockDevice
 from failback.block.raw import storage_error
 from failback.errors import FailbackError, IntegrityError, ProtocolError
-from failback.journal import last_write, pacing
+from failback.journal import last_write, lost_undo, pacing
 from failback.journal.catalogue import Applied, Catalogue, Interval, Mark
 from failback.journal.damage import REDO_DAMAGED
 from failback.journal.digests import compare
 from failback.journal.redo import RedoLog, RedoRecord
-from failback.journal.undo import Preserver, UndoFile, UndoFolder
+from failback.journal.undo import EMPTY, Preserver, UndoDamagedError, UndoFile, UndoFolder
 from failback.model.ids import MachineId, PointId, new_id
 from failback.model.points import PointKind, RecoveryPoint
 from failback.model.stream import Codec, Operation
@@ -101,7 +101,12 @@ class Applier:
             self._file.close()
             self._file = None
         interval = self._catalogue.intervals()[-1]
-        self._file = self._folder.open(interval.file, interval.interval_id)
+        try:
+            self._file = self._folder.open(interval.file, interval.interval_id, interval.durable)
+        except UndoDamagedError as error:
+            interval = lost_undo.begin_after(self._folder, self._catalogue, error)
+            self._file = self._folder.open(interval.file, interval.interval_id, interval.durable)
+        self._interval_file = interval.file
         self._preserver = Preserver(self._file, self._devices, self._readers)
         self.durable = self.written = self._catalogue.applied
         published = [entry for entry in self._catalogue.points() if not entry.point.abandoned]
@@ -170,8 +175,11 @@ class Applier:
     def publish(self) -> None:
         """Make what is written a crash-consistent point, unless it lies in a gap or is one already."""
         with self._restarting():
-            newest = self._catalogue.intervals()[-1].first_ordinal
-            if self.written.gap or self.written.ordinal == newest or self._after_pass:
+            lost_until = self._catalogue.lost_until()
+            newest = max(
+                (entry.ordinal for entry in self._catalogue.points() if entry.ordinal > lost_until), default=-1
+            )
+            if self.written.gap or self.written.ordinal <= max(newest, lost_until) or self._after_pass:
                 self.settle()
             else:
                 self._settle(PointKind.CRASH_CONSISTENT)
@@ -276,6 +284,8 @@ class Applier:
             for reply in self._replies:
                 self._catalogue.add_reply(reply)
             self._catalogue.set_applied(self.written)
+            if self._file is not None:
+                self._catalogue.set_durable(self._interval_file, self._file.durable)
             self._catalogue.set("after_pass", self._after_pass)
             if point is not None and interval is not None:
                 self._publish(point)
@@ -289,7 +299,8 @@ class Applier:
             self._last_point_wall_ns = self.written.wall_ns
             if self._file is not None:
                 self._file.close()
-            self._file = self._folder.open(interval.file, interval.interval_id)
+            self._file = self._folder.open(interval.file, interval.interval_id, interval.durable)
+            self._interval_file = interval.file
             self._preserver = Preserver(self._file, self._devices, self._readers)
         with self.advanced:
             self.advanced.notify_all()
@@ -300,7 +311,7 @@ class Applier:
         name = f"undo/{number:012d}.undo"
         self._folder.path(name).unlink(missing_ok=True)
         self._folder.open(name, number).close()
-        return Interval(number, self.written.ordinal, name)
+        return Interval(number, self.written.ordinal, name, EMPTY)
 
     def _publish(self, kind: PointKind) -> None:
         marks = [mark for mark in self._marks if mark.ordinal == self.written.ordinal]

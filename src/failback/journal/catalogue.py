@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from failback.errors import IntegrityError, StorageError
+from failback.journal.undo import UNKNOWN, Durable
 from failback.model.ids import MachineId, PassId, PointId
 from failback.model.points import Gap, PointKind, RecoveryPoint, ReplicaDisk
 from failback.model.stream import Position
@@ -32,6 +33,8 @@ CREATE TABLE IF NOT EXISTS points (
     epoch INTEGER NOT NULL, sequence INTEGER NOT NULL, ring INTEGER NOT NULL, abandoned INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE IF NOT EXISTS intervals (
     interval_id INTEGER PRIMARY KEY, first_ordinal INTEGER NOT NULL, file TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS undo_files (
+    file TEXT PRIMARY KEY, size_bytes INTEGER NOT NULL, records INTEGER NOT NULL, damage TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS gaps (
     gap_id INTEGER PRIMARY KEY, cause TEXT NOT NULL, started_wall_ns INTEGER NOT NULL, ended_wall_ns INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS marks (mark_id TEXT PRIMARY KEY, ordinal INTEGER NOT NULL, published INTEGER NOT NULL);
@@ -51,11 +54,16 @@ class CataloguedPoint:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """From ``first_ordinal`` (exclusive: the ordinal of the point that it follows) to the next interval's."""
+    """From ``first_ordinal`` (exclusive: the ordinal of the point that it follows) to the next interval's.
+
+    ``durable`` is what its file holds at least; ``damage`` says why that cannot be read, or is empty.
+    """
 
     interval_id: int
     first_ordinal: int
     file: str
+    durable: Durable = UNKNOWN
+    damage: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +185,11 @@ class Catalogue:
 
     def intervals(self) -> list[Interval]:
         """Oldest first; the last one is open."""
-        return [Interval(*row) for row in self._execute("SELECT * FROM intervals ORDER BY interval_id")]
+        rows = self._execute(
+            "SELECT interval_id, first_ordinal, intervals.file, size_bytes, records, damage FROM intervals "
+            "LEFT JOIN undo_files ON undo_files.file = intervals.file ORDER BY interval_id"
+        )
+        return [Interval(row[0], row[1], row[2], Durable(row[3] or 0, row[4] or 0), row[5] or "") for row in rows]
 
     def put_interval(self, interval: Interval) -> None:
         self._execute(
@@ -186,11 +198,38 @@ class Catalogue:
             interval.first_ordinal,
             interval.file,
         )
+        self._execute(
+            "INSERT OR REPLACE INTO undo_files VALUES (?, ?, ?, ?)",
+            interval.file, interval.durable.size_bytes, interval.durable.records, interval.damage,
+        )  # fmt: skip
+
+    def durable(self, file: str) -> Durable:
+        """What is known to be durable in the undo file."""
+        rows = self._execute("SELECT size_bytes, records FROM undo_files WHERE file = ?", file)
+        return Durable(*rows[0]) if rows else UNKNOWN
+
+    def set_durable(self, file: str, durable: Durable) -> None:
+        """The file was synced up to here."""
+        self._execute(
+            "INSERT INTO undo_files VALUES (?, ?, ?, '') ON CONFLICT (file) DO UPDATE "
+            "SET size_bytes = excluded.size_bytes, records = excluded.records",
+            file, durable.size_bytes, durable.records,
+        )  # fmt: skip
+
+    def forget_durable(self, file: str) -> None:
+        self._execute("DELETE FROM undo_files WHERE file = ?", file)
+
+    def lost_until(self) -> int:
+        """Points up to this ordinal need undo that is damaged; -1 when none does."""
+        return max((interval.first_ordinal for interval in self.intervals() if interval.damage), default=-1)
 
     def newest_interval(self) -> int:
         return int(self._execute("SELECT max(interval_id) FROM intervals")[0][0] or 0)
 
     def remove_interval(self, interval_id: int) -> None:
+        self._execute(
+            "DELETE FROM undo_files WHERE file IN (SELECT file FROM intervals WHERE interval_id = ?)", interval_id
+        )
         self._execute("DELETE FROM intervals WHERE interval_id = ?", interval_id)
 
     def add_mark(self, mark: Mark) -> None:

@@ -8,6 +8,7 @@ else the point itself.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from failback.errors import ConflictError, IntegrityError, NotFoundError, ProtocolError
 from failback.journal.catalogue import CataloguedPoint
@@ -24,19 +25,38 @@ log = logs.get(__name__)
 _END_OF_TIME_NS = 1 << 62
 
 
-def choose(choice: PointChoice, points: Sequence[CataloguedPoint], redo: RedoLog, applied_ordinal: int) -> Destination:
-    """``points`` oldest first. Raises NotFoundError and ConflictError with what there is instead."""
-    living = [entry for entry in points if not entry.point.abandoned]
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Points up to ``until_ordinal`` need undo that is damaged."""
+
+    until_ordinal: int = -1
+    reason: str = ""
+
+    def error(self, sentence: str) -> IntegrityError:
+        return IntegrityError(
+            f"{sentence}: {self.reason}", code="UndoDamaged",
+            possible_causes="the retention volume lost or changed bytes that were durable",
+            remedy="choose a newer recovery point; check the retention volume",
+        )  # fmt: skip
+
+
+def choose(
+    choice: PointChoice, points: Sequence[CataloguedPoint], redo: RedoLog, applied_ordinal: int, lost: Lost
+) -> Destination:
+    """``points`` oldest first. Raises NotFoundError and ConflictError with what there is instead, and IntegrityError."""
+    living = [entry for entry in points if not entry.point.abandoned and entry.ordinal > lost.until_ordinal]
     if choice.selector is PointSelector.TIME:
-        return _at_time(choice, living, redo, applied_ordinal)
+        return _at_time(choice, living, redo, applied_ordinal, lost)
     if choice.selector is PointSelector.LATEST:
-        return _newest(choice, living, redo, applied_ordinal)
+        return _newest(choice, living, redo, applied_ordinal, lost)
     elif choice.selector is PointSelector.LATEST_APP_CONSISTENT:
         wanted = [entry for entry in living if entry.point.kind in (PointKind.APP_CONSISTENT, PointKind.FINAL)]
     else:
         if any(entry.point.point_id == choice.value and entry.point.abandoned for entry in points):
             raise ConflictError(f"recovery point {choice.value} was abandoned by a commit to an older point")
         wanted = [entry for entry in living if entry.point.point_id == choice.value]
+        if not wanted and any(entry.point.point_id == choice.value for entry in points):
+            raise lost.error(f"recovery point {choice.value} cannot be reached")
     if not wanted:
         raise NotFoundError(
             f"there is no recovery point for {choice.selector.value} {choice.value}".rstrip(),
@@ -47,9 +67,13 @@ def choose(choice: PointChoice, points: Sequence[CataloguedPoint], redo: RedoLog
     return Destination(choice, entry.point, entry.ordinal, entry.ordinal)
 
 
-def _newest(choice: PointChoice, living: Sequence[CataloguedPoint], redo: RedoLog, applied_ordinal: int) -> Destination:
+def _newest(
+    choice: PointChoice, living: Sequence[CataloguedPoint], redo: RedoLog, applied_ordinal: int, lost: Lost
+) -> Destination:
     """The newest consistent batch end: behind the newest point too, when a gap began after it."""
-    return _at_time(PointChoice(PointSelector.TIME, str(_END_OF_TIME_NS)), living, redo, applied_ordinal, asked=choice)
+    return _at_time(
+        PointChoice(PointSelector.TIME, str(_END_OF_TIME_NS)), living, redo, applied_ordinal, lost, asked=choice
+    )
 
 
 def _at_time(
@@ -57,6 +81,7 @@ def _at_time(
     living: Sequence[CataloguedPoint],
     redo: RedoLog,
     applied_ordinal: int,
+    lost: Lost,
     *,
     asked: PointChoice | None = None,
 ) -> Destination:
@@ -65,6 +90,8 @@ def _at_time(
     except ValueError:
         raise NotFoundError(f"{choice.value!r} is no time in nanoseconds", code="RecoveryPointNotFound") from None
     bases = [entry for entry in living if entry.point.wall_ns <= wall_ns]
+    if not bases and lost.reason:
+        raise lost.error("no recovery point that is as old as that can be reached")
     if not bases:
         raise NotFoundError("no recovery point is as old as that", code="RecoveryPointNotFound",
                             remedy="choose a later time")  # fmt: skip

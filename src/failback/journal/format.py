@@ -29,7 +29,7 @@ FILE_HEADER = struct.Struct("<4sHH16s16sQQQ")
 REDO_RECORD = struct.Struct("<4sHHIIQQ")
 """magic, version, reserved, frame bytes, reserved, ordinal, checksum."""
 UNDO_RECORD = struct.Struct("<4sHBBIIIIQ16s8sQ")
-"""magic, version, codec, reserved, runs, stored bytes, raw bytes, reserved, interval id, body checksum, reserved, checksum."""
+"""magic, version, codec, reserved, runs, stored bytes, raw bytes, reserved, interval id, body and table checksum, checksum."""
 RUN = struct.Struct("<HBBIQ")
 """disk index, kind, reserved, blocks, first block."""
 
@@ -74,6 +74,8 @@ class UndoRecordHeader:
     raw_bytes: int
     interval_id: int
     body_checksum: bytes
+    table_checksum: bytes = bytes(8)
+    """Of the run table alone, so that the table can be used without reading the content; zeroes: not recorded."""
 
     @property
     def body_bytes(self) -> int:
@@ -114,7 +116,7 @@ def parse_redo_record(data: bytes) -> tuple[int, int] | None:
 def pack_undo_record(header: UndoRecordHeader) -> bytes:
     body = UNDO_RECORD.pack(
         UNDO_RECORD_MAGIC, VERSION, header.codec, 0, header.runs, header.stored_bytes, header.raw_bytes, 0,
-        header.interval_id, header.body_checksum, bytes(8), 0,
+        header.interval_id, header.body_checksum, header.table_checksum, 0,
     )[:-8]  # fmt: skip
     return body + _sum64(body)
 
@@ -123,10 +125,10 @@ def parse_undo_record(data: bytes) -> UndoRecordHeader | None:
     """The header, or None when no whole record header stands here (a torn tail)."""
     if len(data) != UNDO_RECORD_BYTES or data[-8:] != _sum64(data[:-8]) or data[:4] != UNDO_RECORD_MAGIC:
         return None
-    _, version, codec, _, runs, stored, raw, _, interval_id, checksum, _, _ = UNDO_RECORD.unpack(data)
+    _, version, codec, _, runs, stored, raw, _, interval_id, checksum, table, _ = UNDO_RECORD.unpack(data)
     if version != VERSION:
         raise IntegrityError(f"undo record version {version} is not known")
-    return UndoRecordHeader(UndoCodec(codec), runs, stored, raw, interval_id, checksum)
+    return UndoRecordHeader(UndoCodec(codec), runs, stored, raw, interval_id, checksum, table)
 
 
 def body_checksum(*parts: bytes | memoryview) -> bytes:
@@ -135,6 +137,11 @@ def body_checksum(*parts: bytes | memoryview) -> bytes:
     for part in parts:
         digest.update(part)
     return digest.digest()
+
+
+def table_checksum(table: bytes) -> bytes:
+    """XXH3-64, little-endian."""
+    return _sum64(table)
 
 
 def _sum64(data: bytes) -> bytes:

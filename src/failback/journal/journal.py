@@ -24,14 +24,14 @@ from pathlib import Path
 from failback.block.device import BlockDevice
 from failback.block.raw import storage_error, sync_directory
 from failback.errors import ConflictError, IntegrityError, NotFoundError, ProtocolError, StaleEpochError
-from failback.journal import last_write, merge, retention
+from failback.journal import last_write, lost_undo, merge, retention
 from failback.journal.applier import Applier, Target
 from failback.journal.catalogue import FORMAT, Applied, Catalogue, CataloguedPoint, Interval, Mark
-from failback.journal.choosing import choose
+from failback.journal.choosing import Lost, choose
 from failback.journal.damage import GAP, JOURNAL_REPLACED, REDO_DAMAGED, Damage, Witness, opens_a_pass
 from failback.journal.redo import RedoLog
 from failback.journal.rollback import RETURN_FILE, RETURNING, ROLLED, Destination, Progress, Rollback
-from failback.journal.undo import UndoFolder
+from failback.journal.undo import EMPTY, Durable, UndoDamagedError, UndoFolder
 from failback.journal.view import View, ViewPlace
 from failback.model.ids import MachineId, PointId, new_id
 from failback.model.points import Gap, PointChoice, PointKind, RecoveryPoint, ReplicaDisk
@@ -70,6 +70,7 @@ class Journal:
         self._sizes = {disk.index: disk.size_bytes for disk in catalogue.disks}
         self._folder = UndoFolder(directory, self.machine_id, self.incarnation)
         self._remove_unnamed()
+        lost_undo.find_cut(self._folder, catalogue)
         self.redo = RedoLog(directory / "redo", self.machine_id, self.incarnation)
         self._applier: Applier | None = None
         self._rollback: Rollback | None = None
@@ -91,7 +92,7 @@ class Journal:
         catalogue = Catalogue(directory / CATALOGUE_FILE)
         if catalogue.get("format") is None:
             folder = UndoFolder(directory, machine_id, new_id())
-            first = Interval(1, 0, "undo/000000000001.undo")
+            first = Interval(1, 0, "undo/000000000001.undo", EMPTY)
             folder.path(first.file).unlink(missing_ok=True)
             folder.open(first.file, first.interval_id).close()
             for place in (directory / "undo", directory, directory.parent):
@@ -217,7 +218,7 @@ class Journal:
             return reason
         applied = self.catalogue.applied
         interval = self.catalogue.newest_interval() + 1
-        fresh = Interval(max(interval, witness.interval_id + 1), applied.ordinal, "")
+        fresh = Interval(max(interval, witness.interval_id + 1), applied.ordinal, "", EMPTY)
         fresh = replace(fresh, file=f"undo/{fresh.interval_id:012d}.undo")
         self._folder.path(fresh.file).unlink(missing_ok=True)
         self._folder.open(fresh.file, fresh.interval_id).close()
@@ -340,12 +341,22 @@ class Journal:
             self._devices = devices
             target = Target(devices, _readers())
             self._rollback = Rollback(self._folder, self.catalogue, self.redo, target)
-            self._rollback.recover()
+            self._recover_rollback()
             self._applier = Applier(
                 self._folder, self.catalogue, self.redo, target,
                 pace_seconds=lambda: self.policy.crash_consistent_seconds, on_reply=on_reply,
             )  # fmt: skip
             self._set_damage(self._damage)
+
+    def _recover_rollback(self) -> None:
+        if self._rollback is None:
+            return
+        try:
+            self._rollback.recover()
+        except UndoDamagedError as error:
+            if not lost_undo.note(self._folder, self.catalogue, error):
+                raise
+            self._give_back()  # the destination cannot be reached; the order is repeated and told why
 
     def stop(self) -> None:
         """Settle what is written and let go of the disks (which stay open)."""
@@ -407,8 +418,15 @@ class Journal:
     # --- points -----------------------------------------------------------------------------------------------------
 
     def points(self) -> list[RecoveryPoint]:
-        """Oldest first, abandoned ones included."""
-        return [entry.point for entry in self.catalogue.points()]
+        """Oldest first, abandoned ones included; without those that damaged undo made unreachable (:attr:`lost`)."""
+        lost_until = self.catalogue.lost_until()
+        return [entry.point for entry in self.catalogue.points() if entry.ordinal > lost_until]
+
+    @property
+    def lost(self) -> Lost:
+        """Which points cannot be reached because undo is damaged, and why."""
+        damaged = [interval for interval in self.catalogue.intervals() if interval.damage]
+        return Lost(damaged[-1].first_ordinal, damaged[-1].damage) if damaged else Lost()
 
     def gaps(self) -> list[Gap]:
         return self.catalogue.gaps()
@@ -426,18 +444,24 @@ class Journal:
     def prepare(self, choice: PointChoice, progress: Progress) -> Destination:
         """Bring the disks exactly to the point; the same choice again gives the same result (D15).
 
-        Raises NotFoundError (no such point), ConflictError (abandoned, replica not attached).
+        Raises NotFoundError (no such point), ConflictError (abandoned, replica not attached), IntegrityError (undo that the
+        point needs is damaged; the disks are where they were).
         """
         with self.apply_lock:
             if self._applier is None or self._rollback is None:
                 raise ConflictError("the replica's disks are not open", remedy="resume the replica first")
             known = self._rollback.destination
-            if known is not None and known.choice == choice and self._rollback.phase != RETURNING:
-                return known if self._rollback.phase == ROLLED else self._rollback.finish(progress)
-            self._give_back()
-            self._applier.settle()
-            destination = choose(choice, self.catalogue.points(), self.redo, self.applied.ordinal)
-            return self._rollback.roll(destination, progress)
+            try:
+                if known is not None and known.choice == choice and self._rollback.phase != RETURNING:
+                    return known if self._rollback.phase == ROLLED else self._rollback.finish(progress)
+                self._give_back()
+                self._applier.settle()
+                destination = choose(choice, self.catalogue.points(), self.redo, self.applied.ordinal, self.lost)
+                return self._rollback.roll(destination, progress)
+            except UndoDamagedError as error:
+                if lost_undo.note(self._folder, self.catalogue, error):
+                    self._give_back()
+                raise
 
     @property
     def rollback_phase(self) -> str:
@@ -477,26 +501,33 @@ class Journal:
             entry = self._entry(point_id)
             self._views += 1
             place = ViewPlace(
-                lambda: self._files_since(entry.ordinal), self.apply_lock, self.directory, self._view_closed
-            )
+                lambda: self._files_since(entry.ordinal), self._undo_damaged,
+                self.apply_lock, self.directory, self._view_closed,
+            )  # fmt: skip
             return View(disk_index, self._devices[disk_index], place)
+
+    def _undo_damaged(self, error: UndoDamagedError) -> None:
+        lost_undo.note(self._folder, self.catalogue, error)
 
     def _view_closed(self) -> None:
         with self.apply_lock:
             self._views -= 1
 
     def _entry(self, point_id: str) -> CataloguedPoint:
+        lost = self.lost
         for entry in self.catalogue.points():
             if entry.point.point_id == point_id and not entry.point.abandoned:
+                if entry.ordinal <= lost.until_ordinal:
+                    raise lost.error(f"recovery point {point_id} cannot be reached")
                 return entry
         raise NotFoundError(f"there is no recovery point {point_id}")
 
-    def _files_since(self, ordinal: int) -> list[tuple[Path, int]]:
-        names = [interval.file for interval in self.catalogue.intervals() if interval.first_ordinal >= ordinal]
+    def _files_since(self, ordinal: int) -> list[tuple[Path, Durable, int]]:
+        files = {item.file: item.durable for item in self.catalogue.intervals() if item.first_ordinal >= ordinal}
         if self.catalogue.get("rollback_phase"):
-            names.append(RETURN_FILE)
-        paths = [self._folder.path(name) for name in names]
-        return [(path, path.stat().st_size) for path in paths]
+            files[RETURN_FILE] = self.catalogue.durable(RETURN_FILE)
+        found = [(self._folder.path(name), durable) for name, durable in files.items()]
+        return [(path, durable, path.stat().st_size if path.exists() else 0) for path, durable in found]
 
     # --- room -------------------------------------------------------------------------------------------------------
 
@@ -511,7 +542,8 @@ class Journal:
             history_ns = self.policy.recovery_point_history_minutes * retention.MINUTE_NS
             newest_ns = min(applied.wall_ns, time.time_ns())  # a source clock that steps forward ages nothing
             self.catalogue.forget_gaps(newest_ns - history_ns)
-            for point_id in retention.to_drop(self.points(), newest_ns, self.policy.recovery_point_history_minutes):
+            points = [entry.point for entry in self.catalogue.points()]
+            for point_id in retention.to_drop(points, newest_ns, self.policy.recovery_point_history_minutes):
                 merge.drop_point(self._folder, self.catalogue, point_id)
                 dropped += 1
         return dropped

@@ -90,6 +90,7 @@ class Rollback:
             raise ConflictError("the disks are already at a chosen point", remedy="resume the replica first")
         self._folder.path(RETURN_FILE).unlink(missing_ok=True)
         with self._catalogue.transaction():
+            self._catalogue.forget_durable(RETURN_FILE)
             self._catalogue.set("rollback_phase", ROLLING)
             self._catalogue.set("rollback_destination", records.encode(destination))
         return self._roll(progress)
@@ -102,7 +103,7 @@ class Rollback:
         destination = self.destination
         if destination is None:
             raise ConflictError("no destination is recorded for the rollback")
-        file = self._folder.open(RETURN_FILE, _RETURN_NUMBER)
+        file = self._folder.open(RETURN_FILE, _RETURN_NUMBER, self._catalogue.durable(RETURN_FILE))
         preserver = Preserver(file, self._target.devices, self._target.readers)
         try:
             written = self._undo(destination, preserver, progress)
@@ -118,6 +119,7 @@ class Rollback:
             destination.choice, destination.point, destination.base_ordinal, destination.ordinal, written
         )
         with self._catalogue.transaction():
+            self._catalogue.set_durable(RETURN_FILE, file.durable)
             self._catalogue.set("rollback_phase", ROLLED)
             self._catalogue.set("rollback_destination", records.encode(done))
         return done
@@ -128,9 +130,11 @@ class Rollback:
         size = written = seen = 0
         intervals = [item for item in self._catalogue.intervals() if item.first_ordinal >= destination.base_ordinal]
         paths = [self._folder.path(interval.file) for interval in intervals]
-        total = sum(path.stat().st_size for path in paths)
-        for path in paths:  # the oldest first: the first content found for a block is the one at the point
-            for record in read_records(path):
+        total = sum(path.stat().st_size for path in paths if path.exists())
+        for path, durable in zip(
+            paths, (interval.durable for interval in intervals), strict=True
+        ):  # the oldest first: the first content found for a block is the one at the point
+            for record in read_records(path, durable):
                 for disk, ids, content in select(record, done, present=False):
                     add_ids(done, disk, ids)
                     stretch.append((disk, ids, content))
@@ -150,6 +154,7 @@ class Rollback:
             size_bytes = self._target.devices[disk].size_bytes
             preserver.preserve(disk, ids * UNDO_BLOCK_BYTES, np.minimum((ids + 1) * UNDO_BLOCK_BYTES, size_bytes))
         preserver.sync()
+        self._catalogue.set_durable(RETURN_FILE, preserver.file.durable)
         faults.point("rollback.after_save")
         written = 0
         for disk, ids, content in stretch:
@@ -178,14 +183,16 @@ class Rollback:
             return
         self._catalogue.set("rollback_phase", RETURNING)
         path = self._folder.path(RETURN_FILE)
-        self._folder.open(RETURN_FILE, _RETURN_NUMBER).close()  # cuts a torn tail: its blocks were not overwritten
-        for record in read_records(path):
+        durable = self._catalogue.durable(RETURN_FILE)
+        self._folder.open(RETURN_FILE, _RETURN_NUMBER, durable).close()  # proves it, and cuts a torn tail: those blocks
+        for record in read_records(path, durable):  # were not overwritten
             write_runs(self._target.devices, record.runs, record.load())
             faults.point("rollback.returning")
         self._target.flush()
         with self._catalogue.transaction():
             self._catalogue.set("rollback_phase", "")
             self._catalogue.set("rollback_destination", None)
+            self._catalogue.forget_durable(RETURN_FILE)
         path.unlink(missing_ok=True)
 
     def forget(self) -> None:
@@ -193,4 +200,5 @@ class Rollback:
         with self._catalogue.transaction():
             self._catalogue.set("rollback_phase", "")
             self._catalogue.set("rollback_destination", None)
+            self._catalogue.forget_durable(RETURN_FILE)
         self._folder.path(RETURN_FILE).unlink(missing_ok=True)

@@ -37,6 +37,35 @@ Blocks = npt.NDArray[np.int64]
 Runs = npt.NDArray[np.void]
 
 
+@dataclass(frozen=True, slots=True)
+class Durable:
+    """What of an undo file the catalogue knows to be durable; ``size_bytes`` 0: unknown (an older catalogue)."""
+
+    size_bytes: int = 0
+    records: int = 0
+
+
+UNKNOWN = Durable()
+EMPTY = Durable(layout.FILE_HEADER_BYTES, 0)
+
+
+class UndoDamagedError(IntegrityError):
+    """Undo that was durable cannot be read: points that need it are lost, nothing else is."""
+
+    code = "UndoDamaged"
+
+    def __init__(self, path: Path, offset: int, reason: str) -> None:
+        interval = int(path.stem) if path.stem.isdigit() else 0
+        whose = f"the undo of interval {interval}" if interval else "what the rollback overwrote"
+        super().__init__(
+            f"{path}: {whose} is damaged at byte {offset}: {reason}",
+            possible_causes="the retention volume lost or changed bytes that were durable",
+            remedy="choose a newer recovery point; check the retention volume",
+        )
+        self.path = path
+        self.offset = offset
+
+
 class SavedBlocks:
     """A sparse set of (disk, block): 4 KiB of bits for each touched region of 128 MiB."""
 
@@ -76,30 +105,51 @@ class UndoRecord:
             stream.seek(self.offset + layout.UNDO_RECORD_BYTES)
             body = stream.read(self.header.body_bytes)
         if len(body) != self.header.body_bytes or layout.body_checksum(body) != self.header.body_checksum:
-            raise IntegrityError(f"{self.path}: the record at {self.offset} is damaged", code="UndoDamaged")
+            raise UndoDamagedError(self.path, self.offset, "the record does not match its checksum")
         return memoryview(body)[self.header.runs * layout.RUN_BYTES :]
 
     def load(self) -> memoryview:
         """The DATA runs' content. Raises IntegrityError."""
-        stored = self.verify()
+        return self.decode(self.verify())
+
+    def decode(self, stored: memoryview) -> memoryview:
+        """What :meth:`verify` gave, decompressed."""
         if self.header.codec is UndoCodec.RAW:
             return stored
         return memoryview(zstandard.ZstdDecompressor().decompress(stored, max_output_size=self.header.raw_bytes))
 
 
-def read_records(path: Path, start: int = layout.FILE_HEADER_BYTES) -> Iterator[UndoRecord]:
-    """Whole records from byte ``start`` on; ends at the first torn one. Contents are proven by ``load``."""
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        offset = start
+def read_records(path: Path, durable: Durable) -> Iterator[UndoRecord]:
+    """Whole records; ends at the first torn one behind what is durable. Contents and run tables are proven by ``verify``.
+
+    Raises UndoDamagedError when a record that was durable is not there.
+    """
+    offset = layout.FILE_HEADER_BYTES
+    count = 0
+    try:
+        size = path.stat().st_size
+        stream = path.open("rb")
+    except FileNotFoundError:
+        raise UndoDamagedError(path, 0, "the file is missing") from None
+    with stream:
         while True:
+            if offset > durable.size_bytes > 0 and count <= durable.records:
+                raise UndoDamagedError(
+                    path, offset, f"record {count} ends behind the {durable.size_bytes} durable bytes"
+                )
             stream.seek(offset)
             header = layout.parse_undo_record(stream.read(layout.UNDO_RECORD_BYTES))
             if header is None or offset + layout.UNDO_RECORD_BYTES + header.body_bytes > size:
-                return
-            runs = np.frombuffer(stream.read(header.runs * layout.RUN_BYTES), RUN_DTYPE)
-            yield UndoRecord(path, offset, header, runs)
+                break
+            table = stream.read(header.runs * layout.RUN_BYTES)
+            if any(header.table_checksum) and layout.table_checksum(table) != header.table_checksum:
+                break
+            yield UndoRecord(path, offset, header, np.frombuffer(table, RUN_DTYPE))
             offset += layout.UNDO_RECORD_BYTES + header.body_bytes
+            count += 1
+    if offset < durable.size_bytes:
+        reason = f"no record stands here, and {durable.size_bytes} bytes in {durable.records} records were durable"
+        raise UndoDamagedError(path, offset, reason)
 
 
 def pack_record(disk: int, ids: Blocks, content: npt.NDArray[np.uint8], interval_id: int) -> tuple[bytes, Runs]:
@@ -131,17 +181,26 @@ def join_record(runs: Runs, raw: bytes, interval_id: int) -> bytes:
             stored, codec = packed, UndoCodec.ZSTD
     table = runs.tobytes()
     checksum = layout.body_checksum(table, stored)
-    header = layout.UndoRecordHeader(codec, len(runs), len(stored), len(raw), interval_id, checksum)
+    header = layout.UndoRecordHeader(codec, len(runs), len(stored), len(raw), interval_id, checksum,
+        layout.table_checksum(table))  # fmt: skip
     return layout.pack_undo_record(header) + table + stored
 
 
 class UndoFile:
-    """An undo file that is being written. Opening cuts a torn tail and gives the set of saved blocks."""
+    """An undo file that is being written. Opening cuts a torn tail and gives the set of saved blocks.
 
-    def __init__(self, path: Path, machine_id: str, incarnation: str, interval_id: int) -> None:
+    Raises UndoDamagedError when the tail would begin inside what is ``durable``; then nothing is cut.
+    """
+
+    def __init__(
+        self, path: Path, machine_id: str, incarnation: str, interval_id: int, durable: Durable = UNKNOWN
+    ) -> None:
         self.path = path
         self.interval_id = interval_id
+        self._fd = -1
         try:
+            if durable.size_bytes and (not path.exists() or path.stat().st_size < durable.size_bytes):
+                raise UndoDamagedError(path, path.stat().st_size if path.exists() else 0, "the file is cut or missing")
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             if os.fstat(self._fd).st_size < layout.FILE_HEADER_BYTES:
                 header = layout.FileHeader(layout.UNDO_FILE_MAGIC, machine_id, incarnation, interval_id, 0)
@@ -151,26 +210,42 @@ class UndoFile:
         except OSError as error:
             raise storage_error(f"cannot open {path}", error) from error
         self.saved = SavedBlocks()
-        self.size_bytes = self._scan(incarnation)
-        self.synced_bytes = self.size_bytes
+        try:
+            self.durable = self._scan(incarnation, durable)
+        except BaseException:
+            self.close()
+            raise
+        self.size_bytes = self.durable.size_bytes
+        self._records = self.durable.records
 
-    def _scan(self, incarnation: str) -> int:
-        found = layout.parse_file_header(
-            os.pread(self._fd, layout.FILE_HEADER_BYTES, 0), layout.UNDO_FILE_MAGIC, str(self.path)
-        )
+    def _scan(self, incarnation: str, durable: Durable) -> Durable:
+        try:
+            found = layout.parse_file_header(
+                os.pread(self._fd, layout.FILE_HEADER_BYTES, 0), layout.UNDO_FILE_MAGIC, str(self.path)
+            )
+        except IntegrityError as error:
+            raise UndoDamagedError(self.path, 0, error.message) from error
         if found.incarnation != incarnation or found.number != self.interval_id:
             raise IntegrityError(f"{self.path} belongs to another journal or interval")
         good = layout.FILE_HEADER_BYTES
-        for record in read_records(self.path):
+        count = 0
+        for record in read_records(self.path, durable):
             try:
                 record.verify()
-            except IntegrityError:
+            except UndoDamagedError:
+                if record.offset < durable.size_bytes:
+                    raise
                 break
             self.saved.add_runs(record.runs)
             good = record.offset + layout.UNDO_RECORD_BYTES + record.header.body_bytes
+            count += 1
         os.ftruncate(self._fd, good)
         os.fdatasync(self._fd)
-        return good
+        return Durable(good, count)
+
+    @property
+    def synced_bytes(self) -> int:
+        return self.durable.size_bytes
 
     def append(self, record: bytes) -> None:
         """Durable after :meth:`sync`. Raises OutOfSpaceError, StorageError."""
@@ -179,6 +254,7 @@ class UndoFile:
         except OSError as error:
             raise storage_error(f"cannot append to {self.path}", error) from error
         self.size_bytes += len(record)
+        self._records += 1
         faults.point("undo.after_write")
 
     def sync(self) -> None:
@@ -188,7 +264,7 @@ class UndoFile:
             os.fdatasync(self._fd)
         except OSError as error:
             raise storage_error(f"cannot make {self.path} durable", error) from error
-        self.synced_bytes = self.size_bytes
+        self.durable = Durable(self.size_bytes, self._records)
         faults.point("undo.after_sync")
 
     def cut_back(self) -> None:
@@ -212,8 +288,9 @@ class UndoFolder:
     def path(self, name: str) -> Path:
         return self.directory / name
 
-    def open(self, name: str, number: int) -> UndoFile:
-        return UndoFile(self.path(name), self.machine_id, self.incarnation, number)
+    def open(self, name: str, number: int, durable: Durable = UNKNOWN) -> UndoFile:
+        """Raises UndoDamagedError: what is ``durable`` cannot be read."""
+        return UndoFile(self.path(name), self.machine_id, self.incarnation, number, durable)
 
 
 class Preserver:
@@ -338,7 +415,11 @@ def add_ids(blocks: SavedBlocks, disk: int, ids: Blocks) -> None:
 def select(
     record: UndoRecord, wanted: SavedBlocks, *, present: bool
 ) -> Iterator[tuple[int, Blocks, npt.NDArray[np.uint8]]]:
-    """(disk, block ids, contents) of the record's blocks that are (``present``) or are not in the set ``wanted``."""
+    """(disk, block ids, contents) of the record's blocks that are (``present``) or are not in the set ``wanted``.
+
+    Raises UndoDamagedError before anything is given.
+    """
+    stored = record.verify()
     content: memoryview | None = None
     place = 0
     for disk, kind, _, blocks, first in record.runs.tolist():
@@ -354,7 +435,7 @@ def select(
             if len(ids) == 0:
                 continue
             if kind == RunKind.DATA:
-                content = record.load() if content is None else content
+                content = record.decode(stored) if content is None else content
                 whole = np.frombuffer(content[begin : begin + blocks * UNDO_BLOCK_BYTES], np.uint8)
                 yield disk, ids, whole.reshape(-1, UNDO_BLOCK_BYTES)[ids - first]
             else:

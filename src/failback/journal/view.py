@@ -18,7 +18,7 @@ import numpy as np
 
 from failback.block.device import BlockDevice, Buffer, check_range
 from failback.journal.format import UNDO_BLOCK_BYTES, RunKind
-from failback.journal.undo import Blocks, UndoRecord, read_records
+from failback.journal.undo import Blocks, Durable, UndoDamagedError, UndoRecord, read_records
 
 _CACHED_RECORDS = 16
 
@@ -35,9 +35,11 @@ class _Index:
 
 @dataclass(frozen=True, slots=True)
 class ViewPlace:
-    """``files`` gives the undo files to look into, oldest first, with their present sizes; called under the lock."""
+    """``files`` gives the undo files to look into, oldest first, with what is durable and their present sizes; called under
+    the lock."""
 
-    files: Callable[[], list[tuple[Path, int]]]
+    files: Callable[[], list[tuple[Path, Durable, int]]]
+    on_damage: Callable[[UndoDamagedError], None]
     lock: threading.RLock
     layer_directory: Path
     on_close: Callable[[], None]
@@ -52,7 +54,8 @@ class View:
         self._files = place.files
         self._lock = place.lock
         self._on_close = place.on_close
-        self._known: list[tuple[Path, int]] = []
+        self._on_damage = place.on_damage
+        self._known: list[tuple[Path, Durable, int]] = []
         self._index = _Index([], *(np.empty(0, np.int64) for _ in range(3)))
         self._cache: OrderedDict[int, memoryview] = OrderedDict()
         self._layer = tempfile.TemporaryFile(dir=place.layer_directory)  # noqa: SIM115
@@ -67,7 +70,7 @@ class View:
         files = self._files()
         if files == self._known:
             return
-        found = [record for path, _ in files for record in read_records(path)]
+        found = [record for path, durable, _ in files for record in read_records(path, durable)]
         ids: list[Blocks] = []
         which: list[Blocks] = []
         places: list[Blocks] = []
@@ -118,8 +121,12 @@ class View:
             return b""
         first, last = offset // UNDO_BLOCK_BYTES, (offset + length - 1) // UNDO_BLOCK_BYTES
         with self._lock:
-            self._refresh()
-            joined = b"".join(self._block(block) for block in range(first, last + 1))
+            try:
+                self._refresh()
+                joined = b"".join(self._block(block) for block in range(first, last + 1))
+            except UndoDamagedError as error:
+                self._on_damage(error)
+                raise
         begin = offset - first * UNDO_BLOCK_BYTES
         return joined[begin : begin + length]
 

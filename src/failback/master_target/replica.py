@@ -19,7 +19,7 @@ from failback.errors import ConflictError, FailbackError, OutOfSpaceError, Stora
 from failback.journal.journal import Journal
 from failback.journal.rollback import Destination, Progress
 from failback.master_target.witness import WitnessFile
-from failback.model.components import ReplicaStatus
+from failback.model.components import POINTS_LOST, ReplicaStatus
 from failback.model.points import PointChoice, PointSelector
 from failback.protocol.messages import DigestReply
 from failback.runtime import faults, logs
@@ -47,6 +47,7 @@ class Replica:
         """Called in any thread when the status has news that somebody waits for."""
         self.landing_problem = ""
         self._problem = ""
+        self._points_problem = ""
         self._runtime_directory = runtime_directory
         self._devices: dict[int, BlockDevice] = {}
         self._thread: threading.Thread | None = None
@@ -226,7 +227,7 @@ class Replica:
         damage = self.journal.damage
         if damage is not None and damage.refuses(self.journal.epoch):
             return f"{damage.code}: {damage.reason}"
-        return self._problem or self.landing_problem
+        return self._problem or self.landing_problem or self._points_problem
 
     # --- status -----------------------------------------------------------------------------------------------------
 
@@ -236,6 +237,8 @@ class Replica:
     def _make_status(self) -> ReplicaStatus:
         journal = self.journal
         applied = journal.applied
+        lost = journal.lost
+        self._points_problem = f"{POINTS_LOST}: {lost.reason}" if lost.reason else ""
         state = self.state
         if state in (COMMITTED, DETACHED):
             state = RELEASED

@@ -221,6 +221,9 @@ class VolumeFacts:
     problem: str = ""
 
 
+POINTS_LOST = "older recovery points cannot be reached"
+
+
 @dataclass(frozen=True, slots=True)
 class ReplicaStatus:
     machine_id: MachineId
@@ -238,7 +241,12 @@ class ReplicaStatus:
     disks: tuple[ReplicaDisk, ...] = ()
     journal_bytes: int = 0
     problem: str = ""
-    """Why nothing lands or is applied; begins with ``CODE:`` when only a new epoch helps."""
+    """Why nothing lands or is applied; begins with ``CODE:`` when only a new epoch helps, with ``POINTS_LOST`` when older
+    points are not offered any more and all else goes on."""
+
+    @property
+    def stands_still(self) -> bool:
+        return bool(self.problem) and not self.problem.startswith(POINTS_LOST)
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,7 @@ def protection_missing(  # noqa: PLR0911 - one return for each thing that may be
         return sync_sentence(status)
     if replica is None or replica.epoch != epoch:
         return f"the master target has not taken the stream of epoch {epoch}"
-    if replica.problem:
+    if replica.stands_still:
         return f"the master target reports: {replica.problem}"
     if not replica.consistent:
         return "the last re-read blocks are being applied"

@@ -67,7 +67,7 @@ def resend_is_enough(  # noqa: PLR0911 - one return for each reason against it
         return "the mobility service compares disks"
     if end is not None and end.code != "ItemsMissing":
         return f"the stream ended: {end.sentence}"
-    if replica is None or replica.state != "attached" or replica.epoch != epoch or replica.problem:
+    if replica is None or replica.state != "attached" or replica.epoch != epoch or replica.stands_still:
         return "the master target does not hold the stream of this epoch"
     if replica.landed_sequence < agent.landed_sequence:
         return JOURNAL_LACKS
