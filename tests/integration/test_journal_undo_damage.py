@@ -25,6 +25,7 @@ from failback.master_target.replica import Replica
 from failback.master_target.witness import WitnessFile
 from failback.model.components import POINTS_LOST
 from failback.model.points import PointChoice, PointSelector, RecoveryPoint
+from failback.runtime import faults
 
 SEED = 5
 COUNT, STOP = 60, 54
@@ -235,6 +236,28 @@ def test_damage_in_the_open_interval_below_what_is_durable(world: Path, place: i
     for point in points:
         journal.drop_point(point.point_id)
     assert not journal.lost.reason
+    _at_every_offered_point(journal, devices)
+    _close(journal, devices)
+
+
+@pytest.mark.parametrize("name", ["undo.before_fresh", "catalogue.before_commit", "catalogue.after_commit"])
+def test_a_crash_while_a_fresh_interval_begins(world: Path, name: str) -> None:
+    journal, devices = _open(world)
+    interval = journal.catalogue.intervals()[-1]
+    _flip_in(_records(journal, interval)[0], HEADER)
+    _close(journal, devices)
+    journal, devices = driver.open_world(world, SEED)
+    faults.arm(f"{name}=error@1")
+    with pytest.raises(OSError, match=name):
+        journal.start(devices, _nothing)
+    faults.arm("")
+    _close(journal, devices)
+    journal, devices = _open(world)
+    assert [item.interval_id for item in journal.catalogue.intervals()[-2:]] == [
+        interval.interval_id, interval.interval_id + 1,
+    ]  # fmt: skip
+    _land(journal, COUNT)
+    assert len(journal.points()) >= 1
     _at_every_offered_point(journal, devices)
     _close(journal, devices)
 
