@@ -123,6 +123,7 @@ class Stream:
         self._landed_ring = 0
         self._begun = self._ended = False
         self._diverged: FailbackError | None = None
+        self._divergence = asyncio.Event()
         self._sent_before = 0
 
     # --- what others see --------------------------------------------------------------------------------------------
@@ -228,7 +229,7 @@ class Stream:
         if self._begun and self._outstanding.contradicts(welcome.spooled_sequence, welcome.spooled_ring - self._base):
             self._diverged = spool_differs(welcome.spooled_sequence)
             self._memory.update(others_spooled=True)
-            self._wake.set()
+            self._divergence.set()
             raise self._diverged
         ack = Ack(welcome.epoch, welcome.spooled_sequence, welcome.spooled_ring, welcome.landed_sequence,
                   welcome.landed_ring, welcome.incarnation)  # fmt: skip
@@ -257,6 +258,9 @@ class Stream:
                 tasks.create_task(self._sender.run(), name="sender")
                 tasks.create_task(self._pump(), name="pump")
                 tasks.create_task(self._hash(), name="hashing")
+                await self._divergence.wait()  # the pump may be waiting for room that nothing will make
+                assert self._diverged is not None
+                raise self._diverged
         finally:
             self._ended = True
 

@@ -13,7 +13,7 @@ from collections import deque
 from failback.errors import FailbackError
 from failback.process_server.spool import SpoolReader
 from failback.process_server.stream import ENDING_CODES, MachineStream
-from failback.protocol.connection import journal_fell_back, journal_replaced
+from failback.protocol.connection import items_missing, journal_fell_back, journal_replaced
 from failback.protocol.frames import RawItem
 from failback.protocol.messages import Ack, DigestReply, Hello, Welcome
 from failback.transport.wire import ReceiveBudget
@@ -74,6 +74,9 @@ class SpooledItems:
             raise journal_replaced(incarnation, welcome.incarnation)
         if welcome.landed_sequence < landed_sequence:
             raise journal_fell_back(welcome.incarnation, landed_sequence, welcome.landed_sequence)
+        if welcome.landed_sequence and not stream.spool.state.incarnation and stream.spool.spooled_sequence:
+            # items were taken into an empty spool before the journal was heard: they may bear the numbers of landed ones
+            raise items_missing(welcome.landed_sequence + 1, stream.spool.first_held)
         if welcome.landed_sequence > stream.spool.spooled_sequence:
             await stream.journal_is_ahead(welcome.landed_sequence, welcome.landed_ring, welcome.incarnation)
         else:

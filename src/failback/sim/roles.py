@@ -102,7 +102,8 @@ class Agent:
             return
         if stream._begun and self._registered is not stream:
             self._registered = stream
-            first = stream._outstanding.spooled_sequence + 1
+            landed = self._world.landed_in(stream.assignment.epoch)  # what landed belongs to what was sent before
+            first = max(stream._outstanding.spooled_sequence, landed) + 1
             self._world.judge.stream_begins(stream.assignment.epoch, first, stream._base, self._world.machine.ring)
         self.problem = stream.problem
         if stream.pass_done:

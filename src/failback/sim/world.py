@@ -87,6 +87,7 @@ class World:
         self.rolling: Process | None = None
         """The master target's life in which a rollback is under way."""
         self.spools_lost: set[int] = set()
+        self._landed: dict[int, int] = {}
         self._power_of_fuse: dict[str, bool] = {}
         self._failure: BaseException | None = None
         self._seams_chance = random.Random(chance.getrandbits(64))
@@ -322,6 +323,11 @@ class World:
                 if stream.epoch == epoch and epoch not in self.spools_lost:
                     self.judge.at_least(name, stream.spool.spooled_sequence, acknowledged, epoch)
 
+    def landed_in(self, epoch: int) -> int:
+        if self.journal is not None and self.journal.epoch == epoch:
+            self._landed[epoch] = self.journal.landed.sequence
+        return self._landed.get(epoch, 0)
+
     def master_target_serves(self) -> None:
         """A master target came back: what it had acknowledged has to be there."""
         assert self.journal is not None
@@ -342,6 +348,7 @@ class World:
         damage = journal.damage
         if damage is not None and damage.refuses(journal.epoch):
             self.plane.heard(journal.epoch, f"{damage.code}: {damage.reason}")
+        self.landed_in(journal.epoch)
         self.judge.never_back("the journal's epoch", 0, journal.incarnation, journal.epoch)
         if journal.catalogue.get("rollback_phase") and self.rolling is not self.lives["master-target"][0]:
             self.rolling = self.lives["master-target"][0]
