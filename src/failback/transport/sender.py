@@ -100,6 +100,7 @@ class StreamSender:
             try:
                 await self._connected()
             except FailbackError as error:
+                _end_if_cancelled()
                 await self._report(error)
                 if loop.time() - self._up_since > 1.0:
                     delay = first
@@ -190,6 +191,17 @@ def _size(item: Batch | Digests) -> int:
     if isinstance(item, Digests):
         return len(item.digests)
     return len(item.extents) + len(item.payload)
+
+
+def _end_if_cancelled() -> None:
+    """Raises CancelledError when the running task was asked to end while a task group failed.
+
+    A TaskGroup of Python 3.11 and 3.12 that ends by its children's errors swallows a cancellation that arrives in that moment;
+    only ``cancelling()`` still tells. Without this a sender that is stopped just when its link breaks would run for ever.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _first(group: BaseExceptionGroup[FailbackError]) -> FailbackError:
