@@ -34,20 +34,20 @@ from failback.mobility.outstanding import (
     Landed,
     Outstanding,
     Sent,
-    Spooled,
     generation_of,
     interval_seconds,
     spool_differs,
     spool_lost,
 )
 from failback.mobility.passes import SyncPass
+from failback.mobility.settling import settle
 from failback.model.components import LagFigures, MobilityAssignment, Role, SourceDisk, SyncMode, SyncProgress
 from failback.model.ids import NO_GROUP, GroupId, MarkId
 from failback.model.stream import BLOCK_BYTES, GapCause, MarkKind
 from failback.protocol.connection import journal_replaced
 from failback.protocol.layout import VERSION
 from failback.protocol.messages import Ack, Batch, DigestReply, Digests, Hello, StreamDisk, Welcome
-from failback.runtime import faults, logs
+from failback.runtime import logs
 from failback.transport.identity import Identity
 from failback.transport.sender import HeldItems, StreamSender
 
@@ -286,12 +286,13 @@ class Stream:
         fresh = memory.value.ring_id != session.ring_id  # also when an earlier process made the ring and died
         cause = GapCause.NONE
         known = memory.value.epoch == assignment.epoch
-        others = known and memory.value.others_spooled  # what is held there is no prefix of this ring: send all of it (D6)
+        # what is held there is no prefix of this ring: send all of it (D6)
+        others = known and memory.value.others_spooled
         if not known or others:
             resend = await self._call(session.mark_unlanded_dirty)
             cause = GapCause.RESEND if resend or others else cause
             log.info("blocks that had not landed are read again", blocks=resend)
-        if others:  # until a consistent place has landed: what is sent again passes places that the replica has left behind
+        if others:  # until a consistent place landed: what is sent again passes places that the replica left behind
             memory.update(position_base=welcome.spooled_ring - session.cursor())
         if not known:
             memory.update(epoch=assignment.epoch, pass_id="", pass_done=False, incarnation=welcome.incarnation,
@@ -381,7 +382,7 @@ class Stream:
             spooled = self._outstanding.spooled(ack.spooled_sequence)
             landed = self._outstanding.landed(ack.landed_sequence)
             if spooled is not None or landed is not None:
-                await self._call(self._settle, spooled, landed)
+                await self._call(settle, self._session, spooled, landed)
             if spooled is not None and spooled.rereads:
                 self._open_rereads -= len(spooled.rereads)
                 self._open_blocks -= sum(len(reread.blocks) for reread in spooled.rereads)
@@ -390,23 +391,6 @@ class Stream:
                 self._note_landed(landed, now_ns)
         while news.replies:
             await self._take_reply(news.replies.popleft())
-
-    def _settle(self, spooled: Spooled | None, landed: Landed | None) -> None:
-        """In the capture's thread: what acknowledgements allow (D5)."""
-        session = self._session
-        if spooled is not None:
-            faults.point("mobility.before_release")
-            session.release(spooled.release_position)
-            for reread in spooled.rereads:
-                session.reread_durable(reread)
-            faults.point("mobility.after_release")
-        if landed is not None:
-            for item in landed.items:
-                if item.extents:
-                    session.clear_unlanded(item.extents, generation_of(item.sequence))
-            low, high = landed.forgotten
-            if low <= high:
-                session.clear_unlanded_generations(generation_of(low), generation_of(high))
 
     def _note_landed(self, landed: Landed, now_ns: int) -> None:
         for item in landed.items:

@@ -16,7 +16,6 @@ from pathlib import Path
 from failback.runtime import logs
 from failback.sim.world import World
 
-
 MOST_FAILURES = 5
 TORN = " --torn-overlaps"
 

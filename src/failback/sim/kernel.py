@@ -234,7 +234,7 @@ class Machine:
                 self.count("drops")
                 self._silently(disk, offset, data)
 
-    def _put(self, operation: Operation | None, disk: int, offset: int, data: bytes, size: int, last: bool) -> bool:
+    def _put(self, operation: Operation | None, disk: int, offset: int, data: bytes, size: int, last: bool) -> bool:  # noqa: PLR0917
         ring = self.ring
         if ring.produced + size - ring.consumed > ring.size:
             return False

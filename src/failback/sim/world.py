@@ -120,15 +120,18 @@ class World:
         shutil.rmtree(self.root, ignore_errors=True)
         for name in SERVERS:
             (self.root / name).mkdir(parents=True)
-        with self._quiet(), seams.installed(self.loop, self.machine, self._passage, self._seams_chance) as self.clock:
-            with self.files.watched():
-                try:
-                    self.loop.run_until_complete(self._live())
-                except Stuck as error:
-                    raise Violation(str(error)) from None
-                finally:
-                    for name in list(self.lives):
-                        self._end(name)
+        with (
+            self._quiet(),
+            seams.installed(self.loop, self.machine, self._passage, self._seams_chance) as self.clock,
+            self.files.watched(),
+        ):
+            try:
+                self.loop.run_until_complete(self._live())
+            except Stuck as error:
+                raise Violation(str(error)) from None
+            finally:
+                for name in list(self.lives):
+                    self._end(name)
         shutil.rmtree(self.root, ignore_errors=True)
 
     @contextmanager
@@ -430,7 +433,7 @@ class World:
         if not any(point.epoch for point in self.journal.points()):
             raise Violation("no point was ever published")
         self.kill("master-target")
-        while self.journal is None or not self.journal.started or not self.journal.caught_up:
+        while self.journal is None or not self.journal.started or not self.journal.caught_up:  # noqa: ASYNC110
             await asyncio.sleep(0.5)
         await asyncio.sleep(3.0)
         assert self.journal is not None
