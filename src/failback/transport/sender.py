@@ -14,8 +14,8 @@ import math
 import random
 import ssl
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol
 
 from failback.errors import FailbackError
 from failback.model.components import Endpoint, Role
@@ -100,7 +100,6 @@ class StreamSender:
             try:
                 await self._connected()
             except FailbackError as error:
-                _end_if_cancelled()
                 await self._report(error)
                 if loop.time() - self._up_since > 1.0:
                     delay = first
@@ -139,14 +138,7 @@ class StreamSender:
             self._up_since = asyncio.get_running_loop().time()
             self.last_error = None
             log.info("link is up", peer=link.address, spooled=welcome.spooled_sequence, landed=welcome.landed_sequence)
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._send(link))
-                tasks.create_task(self._receive(link))
-        except BaseExceptionGroup as group:
-            known, unknown = group.split(FailbackError)
-            if known is None or unknown is not None:
-                raise
-            raise _first(known) from None
+            await _until_one_fails(self._send(link), self._receive(link))
         finally:
             self.linked = False
             await link.close()
@@ -193,21 +185,22 @@ def _size(item: Batch | Digests) -> int:
     return len(item.extents) + len(item.payload)
 
 
-def _end_if_cancelled() -> None:
-    """Raises CancelledError when the running task was asked to end while a task group failed.
+async def _until_one_fails(*halves: Coroutine[Any, Any, None]) -> None:
+    """Run both halves of a link until one fails, then end the other. Raises what failed, an unexpected error first.
 
-    A TaskGroup of Python 3.11 and 3.12 that ends by its children's errors swallows a cancellation that arrives in that moment;
-    only ``cancelling()`` still tells. Without this a sender that is stopped just when its link breaks would run for ever.
+    Not a TaskGroup: that of Python 3.11 and 3.12 swallows a cancellation that arrives while it ends by a child's error, and a
+    sender that is stopped just when its link breaks would run for ever.
     """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
-
-
-def _first(group: BaseExceptionGroup[FailbackError]) -> FailbackError:
-    for error in group.exceptions:
-        return _first(error) if isinstance(error, BaseExceptionGroup) else error
-    raise AssertionError("an exception group is never empty")
+    tasks = [asyncio.ensure_future(half) for half in halves]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    errors = [error for task in tasks if not task.cancelled() and (error := task.exception()) is not None]
+    for error in sorted(errors, key=lambda error: isinstance(error, FailbackError)):
+        raise error
 
 
 async def _ignore(_: object) -> None:
