@@ -51,7 +51,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=15.0, help="virtual seconds of load and faults")
     parser.add_argument("--limit", type=float, default=0.0, help="stop after so many real seconds")
     parser.add_argument("--calm", action="store_true", help="no faults")
-    parser.add_argument("--torn-overlaps", action="store_true", help="with an open finding, see docs/simulation.md")
+    parser.add_argument(
+        "--torn-overlaps",
+        action="store_true",
+        help="overlapping programs may be interrupted anywhere",
+    )
     parser.add_argument("--story", action="store_true", help="print what happened")
     parser.add_argument("--log", action="store_true", help="print the roles' own logs, stamped with virtual time")
     options = parser.parse_args()

@@ -98,7 +98,7 @@ class Machine:
         self.failing = chance.choice((0.0, 0.0, 0.01))
         self.written = 0
         self.torn_overlaps = False
-        """Programs of overlapping writes may be interrupted between their steps (see docs/simulation.md, open findings)."""
+        """Programs of overlapping writes may be interrupted between entering the in-flight table and the ring (D10)."""
         self._ring_number = 0
         self._next_key = 1
         self._inside = False
@@ -270,6 +270,8 @@ class Machine:
         if write.fails:
             self.mark(write.place, write.offset, len(write.data))
             self.count("write_errors")
+        if write.overlaps:
+            self.mark(write.place, write.offset, len(write.data))  # a round may have taken the blocks before its record
         self.slots[write.generation % GENERATION_SLOTS] -= 1
         del self.in_flight[write.key]
 
