@@ -45,8 +45,6 @@ AGENT_SECONDS = (10.0, 20.0)
 LONGEST_MARK_SECONDS = 60
 CLOCKS_SECONDS = 3.0
 POINTS_AWAITED = 4
-CANNOT_CONNECT = "78186"
-RESTARTS = 5
 LEASE_LOST = "FreezeLeaseLost"
 
 
@@ -191,14 +189,9 @@ class Story:
         return str(self.commands.ask("item", "show", MACHINE_NAME)["properties"]["protectionState"])
 
     def succeed(self, *arguments: str) -> None:
-        """A probe that met a server in the moment of its death fails the prerequisites: that job is restarted, as it says."""
-        job = self.commands.begin(*arguments)
-        reached, codes = self.commands.outcome(job)
-        while reached == "Failed" and codes[-1] == CANNOT_CONNECT and len(codes) <= RESTARTS:
-            self.commands.run("job", "restart", job, "--no-wait")
-            reached, codes = self.commands.outcome(job)
-        assert reached == "Succeeded"
-        assert set(codes) <= {CANNOT_CONNECT}
+        """The job goes on by itself and ends well, whatever is killed meanwhile."""
+        reached, codes = self.commands.outcome(self.commands.begin(*arguments))
+        assert (reached, codes) == ("Succeeded", [])
 
     def await_state(self, wanted: str, seconds: float = 240) -> None:
         self.until(lambda: self.item_state() == wanted, seconds)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from failback.model.components import Role, VolumeFacts
+from failback.protection import readiness
 from failback.protection.operations import Direction
 from failback.protection.readiness import (
     CHECKS,
@@ -166,3 +167,12 @@ def test_the_job_fails_with_the_first_check_and_tells_of_the_others() -> None:
 @pytest.mark.parametrize(("older", "newer"), [("0.9.9", "0.10.0"), ("1.0", "1.0.1"), ("0.1.0.dev3", "0.1.1")])
 def test_versions_are_compared_by_number(older: str, newer: str) -> None:
     assert version_key(older) < version_key(newer)
+
+
+def test_only_a_failed_way_may_pass_soon() -> None:
+    way = readiness.Check("connectivity: agent to process server", "a -> b", readiness.Verdict.FAIL, "timed out")
+    other = readiness.Check("capture self-test", "a", readiness.Verdict.FAIL, "failed")
+    fine = readiness.Check("item state", "a", readiness.Verdict.PASS, "fine")
+    assert readiness.may_pass_soon([way, fine])
+    assert not readiness.may_pass_soon([way, other])
+    assert not readiness.may_pass_soon([fine])

@@ -33,6 +33,10 @@ class Verdict(enum.Enum):
     NOT_APPLICABLE = "not-applicable"
 
 
+CONNECTIVITY = "connectivity"
+"""The names of all checks of a way between two components begin with it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """``subject`` is the object that was looked at; ``remedy`` and ``code`` are empty unless the verdict is FAIL."""
@@ -143,6 +147,12 @@ def first_failure(checks: Iterable[Check]) -> PreconditionError | None:
         possible_causes="; ".join(check.sentence for check in failed[1:]),
         retryable=True,
     )
+
+
+def may_pass_soon(checks: Iterable[Check]) -> bool:
+    """Whether all that failed are ways between components: one end may only be starting again."""
+    failed = [check for check in checks if check.verdict is Verdict.FAIL]
+    return bool(failed) and all(check.name.startswith(CONNECTIVITY) for check in failed)
 
 
 def _passed(name: str, subject: str, sentence: str) -> list[Check]:
@@ -423,7 +433,7 @@ def _clock_skew(facts: ReadinessFacts) -> list[Check]:
 def _probes(facts: ReadinessFacts) -> list[Check]:
     found: list[Check] = []
     for edge in facts.probes:
-        name, subject = f"connectivity: {edge.purpose}", f"{edge.source} -> {edge.target}"
+        name, subject = f"{CONNECTIVITY}: {edge.purpose}", f"{edge.source} -> {edge.target}"
         if edge.failure is None:
             found += _skipped(name, subject, f"{edge.source} cannot be asked to try it now.")
         elif edge.failure:

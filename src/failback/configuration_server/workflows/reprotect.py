@@ -8,6 +8,7 @@ the pass. A cancelled reprotect puts the disks back to that point where the mast
 
 from __future__ import annotations
 
+import asyncio
 import posixpath
 from functools import partial
 from typing import Any
@@ -74,13 +75,22 @@ def _inputs(context: StepContext) -> ReprotectInputs:
 
 
 async def check_prerequisites(world: World, context: StepContext) -> dict[str, Any]:
-    """Every readiness check; the first that failed is the task's error, the others are named in its causes."""
+    """Every readiness check; the first that failed is the task's error, the others are named in its causes.
+
+    A component that cannot be reached may be starting again (a kill, an upgrade): it is asked again for a while.
+    """
     await context.say("checking the prerequisites")
-    checks = await world.preflight(context.item_id, _inputs(context), context.job_id)
-    failed = readiness.first_failure(checks)
-    if failed is not None:
-        raise failed
-    return {"checks": [f"{check.name}: {check.sentence}" for check in checks]}
+    deadline = world.clock.monotonic() + world.timing.connect_seconds
+    while True:
+        checks = await world.preflight(context.item_id, _inputs(context), context.job_id)
+        failed = readiness.first_failure(checks)
+        if failed is None:
+            return {"checks": [f"{check.name}: {check.sentence}" for check in checks]}
+        if not readiness.may_pass_soon(checks) or world.clock.monotonic() >= deadline:
+            raise failed
+        await context.say(f"waiting: {failed.message}")
+        await context.checkpoint()
+        await asyncio.sleep(1.0)
 
 
 async def commit_failover(_world: World, context: StepContext) -> None:

@@ -53,6 +53,8 @@ class Timing:
     """A synchronisation without any progress for so long has failed."""
     point_seconds: float = 120.0
     lease_seconds: float = 600.0
+    connect_seconds: float = 30.0
+    """For a component that is starting again to be reached, when the prerequisites are checked."""
     heard_seconds: float = 90.0
     """A heartbeat older than this is not a sign of life."""
 
