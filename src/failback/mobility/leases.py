@@ -29,6 +29,9 @@ from failback.runtime import faults, logs, records
 
 log = logs.get(__name__)
 
+BEGIN_SECONDS = 20.0
+"""For a stream that is being opened (the service or its link has just come back) before an order is refused."""
+
 
 @dataclass(frozen=True, slots=True)
 class Running:
@@ -61,7 +64,7 @@ class Leases:
         arguments = records.decode(order.arguments, AppConsistentMark, "app-consistent-mark")
         async with self._busy:
             self._refuse_while_frozen()
-            running = self._running()
+            running = await self._when_running()
             deadline = time.monotonic() + max(arguments.limit_seconds, self._config.script_timeout_seconds)
             plan = await asyncio.to_thread(plan_for, running.devices)
             await self._before("app-consistent", then="app-consistent")
@@ -86,8 +89,8 @@ class Leases:
                 raise FreezeError("this freeze lease was begun before and was lost", code="FreezeLeaseLost",
                                   possible_causes="the mobility service was restarted under the lease",
                                   remedy="repeat the failback: it gives a new mark", retryable=True)  # fmt: skip
-            running = self._running()
             thaws = self._thaws
+            running = await self._when_running()
             self._memory.update(lease_marks=(*self._memory.value.lease_marks[-15:], arguments.mark_id))
             plan = await asyncio.to_thread(plan_for, running.devices)
             deadline = time.monotonic() + arguments.lease_seconds
@@ -115,6 +118,17 @@ class Leases:
             self._after = asyncio.create_task(self._after_lease(hold), name="freeze lease")
             self._changed()
             return self._marked(order, placed, running, 0.0, plan.not_freezable + hold.unsupported)
+
+    async def _when_running(self) -> Running:
+        """The stream to mark; a service that has just started again, or looks for its link, gets a moment to find it."""
+        deadline = time.monotonic() + BEGIN_SECONDS
+        while True:
+            try:
+                return self._running()
+            except ConflictError:
+                if time.monotonic() >= deadline:
+                    raise
+            await asyncio.sleep(0.2)
 
     async def thaw(self, order: Order, progress: Callable[[int, int], None]) -> dict[str, Any]:
         await self.end()
