@@ -9,6 +9,7 @@ of the first pass and the disks as found are booted.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -125,6 +126,7 @@ def lab() -> Iterator[Lab]:
     try:
         yield Lab(layout)
     finally:
+        shutil.copytree(layout.logs, Path("e2e-logs"), dirs_exist_ok=True)
         sites.remove_domain(layout.cloud_uri, TWIN_UUID)
         laboratory.down(layout, print)
 
