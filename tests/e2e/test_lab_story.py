@@ -126,7 +126,8 @@ def lab() -> Iterator[Lab]:
     try:
         yield Lab(layout)
     finally:
-        shutil.copytree(layout.logs, Path("e2e-logs"), dirs_exist_ok=True)
+        if layout.logs.exists():
+            shutil.copytree(layout.logs, Path("e2e-logs"), dirs_exist_ok=True)
         sites.remove_domain(layout.cloud_uri, TWIN_UUID)
         laboratory.down(layout, print)
 
