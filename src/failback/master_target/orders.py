@@ -20,11 +20,11 @@ from failback.model.ids import MachineId
 from failback.model.points import PointSelector
 from failback.runtime import logs, records
 from failback.transport.control import OrderWork, ReportProgress
+from failback.transport.probe import probe
 
 log = logs.get(__name__)
 
 _POLL_SECONDS = 0.05
-_PROBE_SECONDS = 5.0
 
 
 class Orders:
@@ -138,24 +138,3 @@ class Orders:
             await self._intake.quiet(machine_id)
             await asyncio.to_thread(self._replicas.detach, machine_id)
         return {}
-
-
-async def probe(order: Order, _: ReportProgress) -> dict[str, Any]:
-    """Connect to each ``host:port`` of the order."""
-    wanted = records.decode(order.arguments, orders.Probe, order.kind)
-    reasons = await asyncio.gather(*(_try_connect(target) for target in wanted.targets))
-    result: dict[str, Any] = records.encode(orders.ProbeResult(dict(zip(wanted.targets, reasons, strict=True))))
-    return result
-
-
-async def _try_connect(target: str) -> str:
-    host, _, port = target.rpartition(":")
-    try:
-        async with asyncio.timeout(_PROBE_SECONDS):
-            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
-    except TimeoutError:
-        return f"no answer within {_PROBE_SECONDS:g} s"
-    except (OSError, ValueError) as error:
-        return str(error)
-    writer.close()
-    return ""

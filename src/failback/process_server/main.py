@@ -9,25 +9,23 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 from failback.errors import ConfigurationError
-from failback.model.components import Order, ProcessServerAssignment, ProcessServerStatus, Role
-from failback.model.orders import PROBE, Probe, ProbeResult
+from failback.model.components import ProcessServerAssignment, ProcessServerStatus, Role
+from failback.model.orders import PROBE
 from failback.process_server.assignment import Streams
 from failback.process_server.config import ProcessServerConfig
 from failback.process_server.intake import check_peer, take_stream
 from failback.process_server.space import free_bytes
 from failback.protocol.messages import Hello
 from failback.runtime import config as configuration
-from failback.runtime import logs, records, service
-from failback.transport.control import ControlLoop, ReportProgress
+from failback.runtime import logs, service
+from failback.transport.control import ControlLoop
 from failback.transport.identity import Identity, enrol_if_needed
 from failback.transport.link import Accept, Link, LinkServer, serve_links
+from failback.transport.probe import probe
 
 log = logs.get(__name__)
-
-_PROBE_SECONDS = 5.0
 
 
 def serve(config_path: Path) -> int:
@@ -113,24 +111,3 @@ def status(config: ProcessServerConfig, streams: Streams, server: LinkServer) ->
         spool_free_bytes=free_bytes(config.spool_directory, streams.space),
         machines=streams.status(),
     )
-
-
-async def probe(order: Order, _: ReportProgress) -> dict[str, Any]:
-    """Connect to each ``host:port`` of the order."""
-    wanted = records.decode(order.arguments, Probe, "probe")
-    reasons = await asyncio.gather(*(_try_connect(target) for target in wanted.targets))
-    answer: dict[str, Any] = records.encode(ProbeResult(dict(zip(wanted.targets, reasons, strict=True))))
-    return answer
-
-
-async def _try_connect(target: str) -> str:
-    host, _, port = target.rpartition(":")
-    try:
-        async with asyncio.timeout(_PROBE_SECONDS):
-            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
-    except TimeoutError:
-        return f"no answer within {_PROBE_SECONDS:g} s"
-    except (OSError, ValueError) as error:
-        return str(error)
-    writer.close()
-    return ""

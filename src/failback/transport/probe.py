@@ -1,0 +1,34 @@
+"""The probe order of the server roles: can this machine connect to those addresses (readiness, connectivity)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from failback.model.components import Order
+from failback.model.orders import Probe, ProbeResult
+from failback.runtime import records
+from failback.transport.control import ReportProgress
+
+_PROBE_SECONDS = 5.0
+
+
+async def probe(order: Order, _: ReportProgress) -> dict[str, Any]:
+    """Connect to each ``host:port`` of the order."""
+    wanted = records.decode(order.arguments, Probe, "probe")
+    reasons = await asyncio.gather(*(_try_connect(target) for target in wanted.targets))
+    answer: dict[str, Any] = records.encode(ProbeResult(dict(zip(wanted.targets, reasons, strict=True))))
+    return answer
+
+
+async def _try_connect(target: str) -> str:
+    host, _, port = target.rpartition(":")
+    try:
+        async with asyncio.timeout(_PROBE_SECONDS):
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    except TimeoutError:
+        return f"no answer within {_PROBE_SECONDS:g} s"
+    except (OSError, ValueError) as error:
+        return str(error)
+    writer.close()
+    return ""
