@@ -76,4 +76,4 @@ async def test_both_servers_killed_under_load_leave_an_identical_replica(
     assert not [error for error in agent.refusals if not error.retryable]
     await eventually(lambda: target.replica().get("applied_sequence") == COUNT, 60)
     assert target.images(fenced=True) == driver.Model(SEED, driver.initial(SEED)).advance(COUNT)
-    assert server.machine_status(driver.MACHINE)["problem"] == ""
+    await eventually(lambda: server.machine_status(driver.MACHINE)["problem"] == "")

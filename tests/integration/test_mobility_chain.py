@@ -147,4 +147,4 @@ async def story(world: World, server: Server, target: Server, disk: Path) -> Non
     await target.result("release-replica", machine_id=world.machine_id)
     run("blockdev", "--flushbufs", world.devices[0])
     assert subprocess.run(["cmp", str(disk), world.devices[0]], check=False).returncode == 0
-    assert world.plane.status["lag"]["samples"] > 0
+    await world.until(lambda: world.plane.status["lag"]["samples"] > 0)

@@ -177,7 +177,7 @@ async def test_a_process_server_that_is_unknown_for_a_while_costs_nothing(world:
     await world.settled()
     assert world.same()
     assert len([item for item in world.receiver.items if item.kind == "digests"]) == 3
-    assert world.plane.status["bytes_changed"] >= 20 << 16
+    await world.until(lambda: world.plane.status["bytes_changed"] >= 20 << 16)
 
 
 async def test_overflow_of_a_tiny_ring_heals_and_shows_a_gap(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ async def test_a_retention_volume_from_an_old_copy_is_refused_then_compared(
     again = ChainAgent(server, driver.MACHINE, epoch=2)
     assert await compared(again, Source(2, changed, PASSES_NS)) > 0
     await verified(target, changed, 2, 0)
-    assert server.machine_status(driver.MACHINE)["problem"] == ""
+    await eventually(lambda: server.machine_status(driver.MACHINE)["problem"] == "")
     assert server.spools() == [(driver.MACHINE, "2")]
 
 
