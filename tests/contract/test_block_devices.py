@@ -113,6 +113,21 @@ def test_data_ranges_cover_all_data(device: BlockDevice) -> None:
     assert rest == bytes(SIZE)
 
 
+def test_data_ranges_cover_scattered_data_once(device: BlockDevice) -> None:
+    chance = random.Random(5)
+    for _ in range(12):
+        device.write(512 * chance.randrange(SIZE // 512), b"d" * 512)
+    for _ in range(40):
+        begin, end = sorted(chance.sample(range(0, SIZE + 1, 512), 2))
+        rest = bytearray(device.read(begin, end - begin))
+        place = begin
+        for start, length in device.data_ranges(begin, end - begin):
+            assert place <= start and length > 0 and start + length <= end
+            rest[start - begin : start - begin + length] = bytes(length)
+            place = start + length
+        assert rest == bytes(end - begin)
+
+
 def test_discard_is_never_an_error(device: BlockDevice) -> None:
     device.write(0, b"y" * 8192)
     device.discard(4096, 4096)
@@ -140,3 +155,14 @@ def test_failing_fails_and_torn_loses(tmp_path: Path) -> None:
     assert 0 < lost < 128
     assert content.count(b"c" * 512) == 128 - lost
     torn.close()
+
+
+def test_holes_of_a_raw_file_are_not_data(tmp_path: Path) -> None:
+    create_sparse(tmp_path / "disk", 8 << 20)
+    device = RawDevice(tmp_path / "disk")
+    assert list(device.data_ranges(0, 8 << 20)) == []
+    device.write(3 << 20, b"x" * 4096)
+    device.write(5 << 20, b"x" * (1 << 20))
+    found = list(device.data_ranges(0, 8 << 20))
+    assert found == [(3 << 20, 256 << 10), (5 << 20, 1 << 20)]
+    device.close()

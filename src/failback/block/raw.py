@@ -23,6 +23,8 @@ _BLKZEROOUT = 0x127F
 _KEEP_SIZE_PUNCH_HOLE = 0x01 | 0x02
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EINVAL)
 _ZEROES = bytes(1 << 20)
+_HOLE_STEP_BYTES = 256 << 10
+"""Holes are found at this granularity: a shorter one behind data counts as data."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
@@ -123,19 +125,26 @@ class RawDevice:
             if length:
                 yield offset, length
             return
-        place = offset
+        found = place = offset
         while place < end:
-            try:
-                start = os.lseek(self._fd, place, os.SEEK_DATA)
-                stop = os.lseek(self._fd, start, os.SEEK_HOLE)
-            except OSError as error:
-                if error.errno == errno.ENXIO:
-                    return
-                raise storage_error(f"cannot find the holes of {self.path}", error) from error
-            if start >= end:
-                return
-            yield start, min(stop, end) - start
-            place = stop
+            start = min(self._next_data(place), end)
+            if start > place:
+                if place > found:
+                    yield found, place - found
+                found = start
+            place = min((start // _HOLE_STEP_BYTES + 1) * _HOLE_STEP_BYTES, end)
+        if place > found:
+            yield found, place - found
+
+    def _next_data(self, place: int) -> int:
+        """Where the next data begins, or the end of the disk. SEEK_DATA stops at the first page that it finds; its opposite,
+        SEEK_HOLE, walks a tmpfs page by page through all data behind ``place`` (15 ms in each full GiB), so it is not used."""
+        try:
+            return os.lseek(self._fd, place, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return self._size_bytes
+            raise storage_error(f"cannot find the holes of {self.path}", error) from error
 
     def close(self) -> None:
         if self._fd >= 0:
