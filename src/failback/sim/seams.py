@@ -16,7 +16,7 @@ from typing import Any
 
 from failback.journal import applier, journal
 from failback.journal import format as journal_format
-from failback.mobility import passes, stream
+from failback.mobility import comparing, passes, stream
 from failback.mobility.capture import libbpf, rereading, session
 from failback.process_server import spool
 from failback.runtime import faults
@@ -84,7 +84,7 @@ def installed(
         (rereading, "read_direct", read),
         (session, "read_direct", read),
         (session, "writes_in_flight", lambda _: len(machine.in_flight)),
-        (stream, "BlockHasher", Hasher),
+        (comparing, "BlockHasher", Hasher),
         (stream, "REREAD_BLOCKS", chance.choice((2, 5, 128))),
         (passes, "CHUNK_BLOCKS", chance.choice((1, 3, 512))),
         (journal_format, "REDO_SEGMENT_BYTES", chance.choice((1 << 14, 1 << 18, 64 << 20))),

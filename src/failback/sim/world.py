@@ -310,7 +310,7 @@ class World:
             self.plane.pass_is_done(agent.pass_done)
         if stream is not None and stream._begun:
             epoch = stream.assignment.epoch
-            journal = stream._known_incarnation()
+            journal = stream.known_incarnation()
             life = f"landed in life {self.kills.get('agent', 0)} of the agent"
             self.judge.never_back(life, epoch, journal, stream.landed_sequence)
             if self.journal is not None and self.journal.epoch == epoch and journal == self.journal.incarnation:
@@ -397,7 +397,7 @@ class World:
             return False
         if (
             stream._session.produced_position() > stream._session.cursor()
-            or stream._pass is not None
+            or stream.comparing
             or any(self.machine.dirty)
         ):
             return False

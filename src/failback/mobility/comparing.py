@@ -1,0 +1,154 @@
+"""The running pass of a stream: hashing beside it, digests for it, answers from it (D8, D12).
+
+``run`` hashes what the pass asks for in a thread of its own and hands the results over through a queue of two, never further
+ahead. Everything else is called by the stream's pump. What to compare and how far it is, is decided in ``passes``; what
+differs becomes dirty, and the ordinary rounds of re-reading send it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from failback.mobility.capture.session import CaptureSession
+from failback.mobility.hashing import BlockHasher, Hashed
+from failback.mobility.memory import MemoryFile
+from failback.mobility.passes import Chunk, SyncPass
+from failback.mobility.resuming import Call
+from failback.model.components import MobilityAssignment, SourceDisk, SyncMode, SyncProgress
+from failback.model.stream import BLOCK_BYTES
+from failback.protocol.messages import DigestReply, Digests
+from failback.runtime import logs
+
+log = logs.get(__name__)
+
+MEMORY_SECONDS = 1.0
+
+
+class Comparing:
+    """``current`` is the open pass, None when there is none. ``settled``: no write from before the pass is in flight any more,
+    so that hashing may begin."""
+
+    def __init__(self, session: CaptureSession, memory: MemoryFile, assignment: MobilityAssignment,
+                 devices: Mapping[int, str], *, call: Call, wake: Callable[[], None]) -> None:  # fmt: skip
+        self.current: SyncPass | None = None
+        self.settled = False
+        self.hashed: asyncio.Queue[Hashed] = asyncio.Queue(2)
+        self.progress_before: tuple[SyncProgress, ...] = ()
+        self._session = session
+        self._memory = memory
+        self._assignment = assignment
+        self._devices = devices
+        self._call = call
+        self._wake = wake
+        self._hash_wake = asyncio.Event()
+        self._key = secrets.randbits(63)
+        self._remembered_at = 0.0
+
+    def progress(self) -> tuple[SyncProgress, ...]:
+        return self.current.progress(False) if self.current is not None else self.progress_before
+
+    # --- for the pump -----------------------------------------------------------------------------------------------
+
+    async def start(self, modes: Sequence[tuple[SourceDisk, SyncMode]], begin_at: dict[int, int]) -> None:
+        """Open the pass; what has to be read at once is dirty then."""
+        self.current = SyncPass(self._assignment.pass_id, modes, begin_at)
+        self.settled = False
+        for disk, mode in modes:
+            if mode is SyncMode.COMPARE:
+                # a re-read of one block proves that no write from before the attachment is still in flight (D8)
+                await self._call(self._session.mark_dirty, disk.index, 0, 1)
+            elif mode is SyncMode.FULL and disk.index not in self._memory.value.full_marked:
+                await self._call(self._session.mark_all_dirty, disk.index)
+                self._memory.update(full_marked=(*self._memory.value.full_marked, disk.index))
+        dirty = await self._call(self._session.dirty_blocks)
+        self.settled = dirty == 0
+        self._hash_wake.set()
+        log.info("pass begins", pass_id=self._assignment.pass_id, dirty_blocks=dirty,
+                 disks=",".join(f"{disk.index}:{mode.value}" for disk, mode in modes))  # fmt: skip
+
+    def start_over(self) -> None:
+        """Writes of unknown extent were missed: compare every disk from the beginning."""
+        self._memory.update(compare_all=True, compared_blocks={})
+        modes = [(disk, SyncMode.COMPARE) for disk in self._assignment.disks]
+        self.current = SyncPass(self._assignment.pass_id, modes)
+        self._hash_wake.set()
+
+    def reread(self, blocks: Sequence[tuple[int, int]], extents: bytes) -> None:
+        """A round of re-reading went into the stream."""
+        if not self.settled:
+            self.settled = True
+            self._hash_wake.set()
+        if self.current is not None:
+            self.current.reread(blocks, extents)
+
+    def landed(self, sequence: int) -> None:
+        if self.current is not None:
+            self.current.landed(sequence, time.monotonic())
+            self._hash_wake.set()
+
+    def finish(self) -> None:
+        assert self.current is not None
+        self.progress_before = self.current.progress(True)
+        self.current = None
+        pass_id = self._assignment.pass_id
+        self._memory.update(pass_done=bool(pass_id), compare_all=False, compared_blocks={})
+        log.info("pass is over: the replica is consistent", pass_id=pass_id)
+
+    async def take_reply(self, reply: DigestReply) -> Chunk | None:
+        """Mark what differs as dirty. Returns the chunk that is answered; None for an answer that nobody waits for."""
+        chunk = self.current.answered(reply) if self.current is not None else None
+        if self.current is None or chunk is None:
+            return None
+        if any(reply.differing):
+            await self._call(self._session.mark_dirty, chunk.disk_index, chunk.first_block, reply.differing)
+        now = time.monotonic()
+        if now - self._remembered_at > MEMORY_SECONDS:
+            self._remembered_at = now
+            compared = {str(index): block for index, block in self.current.resume_blocks().items()}
+            self._memory.update(compared_blocks=compared)
+        self._hash_wake.set()
+        return chunk
+
+    async def digests(self, hashed: Hashed, sequence: int, position: int) -> Digests | None:
+        """The item for what was hashed; None when it was hashed for a pass that another one replaced."""
+        if self.current is None or not self.current.owns(hashed.chunk):
+            return None
+        for block in hashed.unreadable:
+            await self._call(self._session.mark_dirty, hashed.chunk.disk_index, block, 1)
+        self.current.sent(sequence, hashed.chunk)
+        return Digests(
+            machine_id=self._assignment.machine_id, epoch=self._assignment.epoch, sequence=sequence, position=position,
+            pass_id=self._assignment.pass_id, disk_index=hashed.chunk.disk_index, block_bytes=BLOCK_BYTES,
+            first_block=hashed.chunk.first_block, key=self._key, digests=hashed.digests,
+        )  # fmt: skip
+
+    # --- hashing ----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        loop = asyncio.get_running_loop()
+        readers: dict[int, BlockHasher] = {}
+        sizes = {disk.index: disk.size_bytes for disk in self._assignment.disks}
+        with ThreadPoolExecutor(1, thread_name_prefix="hashing") as thread:
+            try:
+                while True:
+                    self._hash_wake.clear()
+                    current = self.current
+                    chunk = current.next_chunk() if current is not None and self.settled else None
+                    if chunk is None:
+                        await self._hash_wake.wait()
+                        continue
+                    if chunk.disk_index not in readers:
+                        index = chunk.disk_index
+                        readers[index] = BlockHasher(self._devices[index], sizes[index], self._key)
+                    hashed = await loop.run_in_executor(thread, readers[chunk.disk_index].hash_chunk, chunk)
+                    if current is self.current:
+                        await self.hashed.put(hashed)
+                        self._wake()
+            finally:
+                for reader in readers.values():
+                    reader.close()
