@@ -73,6 +73,8 @@ def test_limits_magic_and_version() -> None:
     assert [int(size) for _, size in rows_below("| limit |")] == [
         layout.MAXIMUM_FRAME_BYTES,
         layout.MAXIMUM_CONTROL_BYTES,
+        layout.MAXIMUM_PAYLOAD_BYTES,
+        layout.MAXIMUM_DIGEST_BLOCK_BYTES,
     ]
     assert f"magic `{layout.MAGIC.decode()}`" in DOCUMENT
     assert f"# The replication protocol, version {layout.VERSION}\n" in DOCUMENT

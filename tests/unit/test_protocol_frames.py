@@ -79,7 +79,8 @@ def batches(draw: st.DrawFn) -> Batch:
     return Batch(
         draw(_uuid), draw(_uuid), draw(_u64), draw(st.integers(1, (1 << 64) - 1)), first, end, draw(_u64), draw(_u64),
         draw(st.sampled_from(GapCause)), draw(st.sampled_from(MarkKind)), draw(_uuid | st.just("")), codec,
-        len(payload) if codec is Codec.RAW else draw(_u64), draw(st.binary(min_size=16 * count, max_size=16 * count)),
+        len(payload) if codec is Codec.RAW else draw(st.integers(0, layout.MAXIMUM_PAYLOAD_BYTES)),
+        draw(st.binary(min_size=16 * count, max_size=16 * count)),
         payload,
     )  # fmt: skip
 
@@ -95,7 +96,8 @@ def control_messages(draw: st.DrawFn) -> Message:
             st.builds(Ack, _u64, _u64, _u64, _u64, _u64, st.sampled_from(["", _ID])),
             st.builds(Ping, _u64),
             st.builds(Pong, _u64),
-            st.builds(Digests, _uuid, _u64, st.integers(1, 99), _u64, _uuid, st.integers(0, 63), _u64.map(lambda n: n >> 32),
+            st.builds(Digests, _uuid, _u64, st.integers(1, 99), _u64, _uuid, st.integers(0, 63),
+                      st.integers(1, layout.MAXIMUM_DIGEST_BLOCK_BYTES),
                       _u64, _u64, st.integers(0, 9).flatmap(lambda n: st.binary(min_size=16 * n, max_size=16 * n))),
         )
     )  # fmt: skip

@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
-import zstandard
 
 from failback.block.device import BlockDevice
 from failback.block.raw import storage_error
@@ -32,6 +31,7 @@ from failback.journal.undo import EMPTY, Preserver, UndoDamagedError, UndoFile, 
 from failback.model.ids import MachineId, PointId, new_id
 from failback.model.points import PointKind, RecoveryPoint
 from failback.model.stream import Codec, Operation
+from failback.protocol.compression import decompress
 from failback.protocol.items import ItemHeader
 from failback.protocol.layout import FrameType
 from failback.protocol.messages import Batch, DigestReply, Digests
@@ -358,14 +358,7 @@ def payload_of(batch: Batch) -> memoryview:
     """The decoded payload. Raises IntegrityError."""
     if batch.codec is Codec.RAW:
         return memoryview(batch.payload)
-    try:
-        raw = zstandard.ZstdDecompressor().decompress(batch.payload, max_output_size=batch.payload_raw_bytes)
-    except zstandard.ZstdError as error:
-        raise IntegrityError(f"the payload of batch {batch.sequence} cannot be decompressed: {error}",
-                             code="PayloadDamaged") from error  # fmt: skip
-    if len(raw) != batch.payload_raw_bytes:
-        raise IntegrityError(f"the payload of batch {batch.sequence} has {len(raw)} bytes, not {batch.payload_raw_bytes}",
-                             code="PayloadDamaged")  # fmt: skip
+    raw = decompress(batch.payload, batch.payload_raw_bytes, f"the payload of batch {batch.sequence}")
     return memoryview(raw)
 
 

@@ -128,7 +128,11 @@ def parse_undo_record(data: bytes) -> UndoRecordHeader | None:
     _, version, codec, _, runs, stored, raw, _, interval_id, checksum, table, _ = UNDO_RECORD.unpack(data)
     if version != VERSION:
         raise IntegrityError(f"undo record version {version} is not known")
-    return UndoRecordHeader(UndoCodec(codec), runs, stored, raw, interval_id, checksum, table)
+    try:
+        known_codec = UndoCodec(codec)
+    except ValueError:
+        raise IntegrityError(f"undo records with codec {codec} cannot be read by this version") from None
+    return UndoRecordHeader(known_codec, runs, stored, raw, interval_id, checksum, table)
 
 
 def body_checksum(*parts: bytes | memoryview) -> bytes:

@@ -25,6 +25,7 @@ from failback.errors import IntegrityError
 from failback.journal import format as layout
 from failback.journal.format import UNDO_BLOCK_BYTES, UNDO_CHUNK_BLOCKS, RunKind, UndoCodec
 from failback.journal.redo import write_all
+from failback.protocol.compression import decompress
 from failback.runtime import faults
 
 RUN_DTYPE = np.dtype(layout.RUN_DTYPE)
@@ -116,7 +117,10 @@ class UndoRecord:
         """What :meth:`verify` gave, decompressed."""
         if self.header.codec is UndoCodec.RAW:
             return stored
-        return memoryview(zstandard.ZstdDecompressor().decompress(stored, max_output_size=self.header.raw_bytes))
+        try:
+            return memoryview(decompress(stored, self.header.raw_bytes, "the record"))
+        except IntegrityError as error:
+            raise UndoDamagedError(self.path, self.offset, error.message) from error
 
 
 def read_records(path: Path, durable: Durable) -> Iterator[UndoRecord]:

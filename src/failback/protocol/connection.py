@@ -114,6 +114,11 @@ class Conversation:
         self._last_ring = 0
         self._acknowledged: Ack | None = None
 
+    @property
+    def takes_items(self) -> bool:
+        """True when the peer may send items now."""
+        return self.own is End.RECEIVING and self.state is State.OPEN
+
     def sent(self, message: Message | RawItem) -> None:
         """Call before a message is written. Raises ProtocolError when it must not be said now."""
         self._advance(message, self.own)

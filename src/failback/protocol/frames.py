@@ -162,6 +162,8 @@ class Decoder:
     """Bytes of one direction of a link to messages. ``frame_bytes`` is the size of the frame being received, or 0."""
 
     def __init__(self, *, raw_items: bool = False) -> None:
+        self.takes_items = True
+        """False: an item is out of place now, and not even the memory for it is taken."""
         self._raw_items = raw_items
         self._staging = memoryview(bytearray(_STAGING_BYTES))
         self._staged = 0
@@ -175,6 +177,11 @@ class Decoder:
     def frame_bytes(self) -> int:
         """Memory that the frame being received takes when it is whole."""
         return len(self._frame)
+
+    @property
+    def filled_bytes(self) -> int:
+        """How much of that frame has come."""
+        return self._filled
 
     @property
     def mid_frame(self) -> bool:
@@ -240,6 +247,8 @@ class Decoder:
         if len(available) < head_bytes:
             return 0
         check_header(header, available)
+        if header.type in layout.ITEM_TYPES and not self.takes_items:
+            raise ProtocolError(f"a {header.type.name} frame came where no item is expected")
         self._item = item_header(header, available) if header.type in layout.ITEM_TYPES else None
         self._header = header
         self._frame = memoryview(bytearray(header.total_bytes))
@@ -279,7 +288,7 @@ def _decode_json(frame_type: FrameType, expected: bytes, body: bytes) -> Message
         raise IntegrityError(f"the body of a {frame_type.name} frame does not match its checksum")
     try:
         message: Message = records.decode(json.loads(body), _CONTROL_CLASSES[frame_type], frame_type.name.lower())
-    except (ValueError, ConfigurationError) as error:
+    except (ValueError, RecursionError, ConfigurationError) as error:
         raise ProtocolError(f"a {frame_type.name} frame cannot be read: {error}") from error
     return message
 

@@ -241,6 +241,11 @@ def _batch_header(frame: FrameHeader, data: Buffer) -> ItemHeader:
         known_gap, known_mark, known_codec = GapCause(gap), MarkKind(mark_kind), Codec(codec)
     except ValueError as error:
         raise ProtocolError(f"batch {sequence} holds an unknown value: {error}") from None
+    if payload_raw_bytes > layout.MAXIMUM_PAYLOAD_BYTES:
+        raise ProtocolError(
+            f"batch {sequence} would decode to {payload_raw_bytes} bytes, above {layout.MAXIMUM_PAYLOAD_BYTES}",
+            code="FrameTooLarge",
+        )
     if known_codec is Codec.RAW and payload_raw_bytes != payload_bytes:
         raise ProtocolError(f"batch {sequence} has {payload_bytes} raw bytes instead of {payload_raw_bytes}")
     return ItemHeader(
@@ -276,6 +281,8 @@ def _digests_header(frame: FrameHeader, data: Buffer) -> ItemHeader:
     ) = layout.DIGESTS.unpack_from(data, layout.FRAME_HEADER_BYTES)  # fmt: skip
     if frame.body_bytes != count * DIGEST_BYTES:
         raise ProtocolError(f"item {sequence} has {frame.body_bytes} bytes for {count} digests")
+    if not 0 < block_bytes <= layout.MAXIMUM_DIGEST_BLOCK_BYTES:
+        raise ProtocolError(f"item {sequence} has digests of blocks of {block_bytes} bytes")
     return ItemHeader(
         type=frame.type,
         machine_id=MachineId(uuid_text(machine)),

@@ -23,6 +23,9 @@ CHECKED_BYTES = 24
 MAXIMUM_FRAME_BYTES = 128 << 20
 MAXIMUM_CONTROL_BYTES = 1 << 20
 """Largest body of a frame that is not an item."""
+MAXIMUM_PAYLOAD_BYTES = MAXIMUM_FRAME_BYTES
+"""Largest decoded payload of a batch: compressed or not, it has to fit into a frame."""
+MAXIMUM_DIGEST_BLOCK_BYTES = 4 << 20
 INCARNATION_BYTES = 64
 CHECKSUM_BYTES = 16
 

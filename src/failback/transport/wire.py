@@ -4,6 +4,10 @@ Received bytes are read straight into the frame being built (no copy of a payloa
 whole messages is above its limit, and while a :class:`ReceiveBudget` shared by all links has no room for the next frame:
 the peer then sees a full socket, nothing is dropped. Written frames go out in slices and wait for the high-water mark.
 Pings are answered here. Silence is death only when this side was reading: after ``dead_seconds`` the link is cut.
+
+A peer holds no more memory than its part of the budget: frames of items are taken only after the greeting, small messages
+count in the queue, pings are not answered into a full socket, a peer that reads no answers is cut, and so is one whose
+frame crawls while other links wait for the memory (docs/protocol.md, "Limits").
 """
 
 from __future__ import annotations
@@ -17,10 +21,16 @@ from dataclasses import dataclass
 from failback.errors import FailbackError, IntegrityError, PeerError, ProtocolError
 from failback.protocol.connection import Conversation, End, refusal, refused
 from failback.protocol.frames import Decoder, RawItem, encode
-from failback.protocol.messages import Batch, Digests, Message, Ping, Pong, Refusal
+from failback.protocol.messages import Batch, DigestReply, Digests, Message, Ping, Pong, Refusal
 
 _SLICE_BYTES = 256 << 10
 _HIGH_WATER_BYTES = 1 << 20
+_LARGEST_UNREAD_BYTES = 64 << 20
+"""Of answers that a peer does not read: replies to the digests of a large disk may come all at once."""
+_SMALL_MESSAGE_BYTES = 512
+"""What a small message counts for in the queue."""
+_CRAWL_BYTES_PER_SECOND = 16 << 10
+_LONGEST_FRAME_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +58,11 @@ class ReceiveBudget:
 
     def force(self, count: int) -> None:
         self.used_bytes += count
+
+    @property
+    def crowded(self) -> bool:
+        """True while somebody waits."""
+        return bool(self._waiting)
 
     def forget(self, granted: Callable[[], None]) -> None:
         """Drop the requests of a link that ended."""
@@ -91,6 +106,11 @@ class Wire(asyncio.BufferedProtocol):
         self._frame_charge = 0
         self._frame_asked = False
         self._charged = 0
+        self._frame_watched = (0.0, 0)
+        """Since when the frame being received is watched, and how much of it had come then."""
+        self._unread = (0.0, 0)
+        """Since when the peer has read nothing of what it is sent, and how much had gone out then."""
+        self._written_bytes = 0
         self._arrival = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
@@ -134,6 +154,7 @@ class Wire(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._last_received = self._loop.time()
+        self._decoder.takes_items = self.conversation.takes_items
         try:
             for message in self._decoder.received(nbytes):
                 self._take(message)
@@ -172,20 +193,23 @@ class Wire(asyncio.BufferedProtocol):
     def _take(self, message: Message | RawItem) -> None:
         self.conversation.received(message)
         if isinstance(message, Ping):
-            self.send_small(Pong(message.nonce))
+            if self._writable.is_set():  # else bytes wait for the peer already: they are sign enough of our life
+                self.send_small(Pong(message.nonce))
             return
         if isinstance(message, Pong):
             return
         if isinstance(message, Refusal):
             self.fail(refused(message), tell_peer=False)
             return
-        size = 0
+        size = _SMALL_MESSAGE_BYTES
         if isinstance(message, RawItem):
             size = message.header.total_bytes
         elif isinstance(message, Batch):
             size = len(message.extents) + len(message.payload)
         elif isinstance(message, Digests):
             size = len(message.digests)
+        elif isinstance(message, DigestReply):
+            size += len(message.differing)
         self._charge(size)
         self._queue.append((message, size))
         self._queued_bytes += size
@@ -207,6 +231,7 @@ class Wire(asyncio.BufferedProtocol):
         if self._budget is None or not wanted or self._frame_asked:
             return
         self._frame_asked = True
+        self._watch_frame()
         if self._budget.take(wanted, self._granted):
             self._frame_charge = wanted
         else:
@@ -228,7 +253,11 @@ class Wire(asyncio.BufferedProtocol):
             self._transport.pause_reading()
         else:
             self._last_received = self._loop.time()
+            self._watch_frame()
             self._transport.resume_reading()
+
+    def _watch_frame(self) -> None:
+        self._frame_watched = (self._loop.time(), self._decoder.filled_bytes)
 
     async def receive_some(self) -> list[Message | RawItem]:
         """All whole messages that are there, at least one. What the call before gave out counts as used up.
@@ -321,6 +350,7 @@ class Wire(asyncio.BufferedProtocol):
     def _write(self, data: bytes | memoryview) -> None:
         assert self._transport is not None
         self._last_sent = self._loop.time()
+        self._written_bytes += len(data)
         self._transport.write(data)
 
     def _check_open(self) -> None:
@@ -360,7 +390,35 @@ class Wire(asyncio.BufferedProtocol):
             self.ended = PeerError(f"no sign of life from the peer for {self.times.dead_seconds:g} s")
             self.abort()
             return
+        if self._is_crawling(now) or self._is_not_read(now):
+            self.abort()
+            return
         if now - self._last_sent >= self.times.ping_seconds * 0.9 and self._writable.is_set():
             self._pings += 1
             self.send_small(Ping(self._pings))
         self._timer = self._loop.call_later(self.times.ping_seconds, self._look)
+
+    def _is_crawling(self, now: float) -> bool:
+        """The peer holds memory that others wait for, and hardly fills it."""
+        if self._budget is None or not self._frame_charge or self._pauses or not self._budget.crowded:
+            return False
+        since, before = self._frame_watched
+        seconds = now - since - self.times.dead_seconds
+        rate = max(_CRAWL_BYTES_PER_SECOND, self._decoder.frame_bytes / _LONGEST_FRAME_SECONDS)
+        if seconds <= 0 or self._decoder.filled_bytes - before >= rate * seconds:
+            return False
+        self.ended = PeerError("the peer sends too slowly while others wait for the memory that it holds")
+        return True
+
+    def _is_not_read(self, now: float) -> bool:
+        """The peer does not read the answers to what it sends (only a receiving end: a sending one waits patiently)."""
+        if self.conversation.own is not End.RECEIVING or self._transport is None:
+            return False
+        waiting = self._transport.get_write_buffer_size()
+        gone = self._written_bytes - waiting
+        if waiting <= _HIGH_WATER_BYTES or gone > self._unread[1]:
+            self._unread = (now, gone)
+        if waiting <= _LARGEST_UNREAD_BYTES and now - self._unread[0] <= self.times.dead_seconds:
+            return False
+        self.ended = PeerError("the peer does not read what it is sent")
+        return True
