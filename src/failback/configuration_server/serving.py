@@ -22,6 +22,7 @@ from failback.configuration_server.enrolment.bootstrap import Installation
 from failback.configuration_server.enrolment.routes import PEER, ROUND_TRIP
 from failback.errors import AuthenticationError, ConfigurationError
 from failback.runtime import logs
+from failback.transport.door import Door, DoorLimits, Visitor
 from failback.transport.identity import PeerIdentity, peer_identity
 
 log = logs.get(__name__)
@@ -39,12 +40,16 @@ _TCP_INFO_RTT_OFFSET = 68
 class PeerProtocol(H11Protocol):
     """uvicorn's HTTP protocol, telling the application who is on the other end of the TLS connection."""
 
+    visitor: Visitor
+    """Until the first request's head has come."""
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         application = self.app
         peer = _peer(transport)
 
         async def told(scope: Any, receive: Any, send: Any) -> None:
+            self.visitor.greeted()
             scope[PEER] = peer
             scope[ROUND_TRIP] = round_trip_seconds(transport.get_extra_info("socket"))
             await application(scope, receive, send)
@@ -52,9 +57,13 @@ class PeerProtocol(H11Protocol):
         self.app = told
         self.loop.call_later(FIRST_REQUEST_SECONDS, self._close_silent)
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.visitor.left()
+
     def _close_silent(self) -> None:
         if self.cycle is None and not self.transport.is_closing():
-            self.transport.close()
+            self.transport.abort()
 
 
 def _peer(transport: asyncio.Transport) -> PeerIdentity | None:
@@ -82,11 +91,26 @@ def round_trip_seconds(connection: Any) -> float:
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to :mod:`failback.runtime.service`."""
+    """Leaves signals to :mod:`failback.runtime.service`, and connections come in through a :class:`Door`."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        assert sockets is not None
+        await self.lifespan.startup()
+        context = self.config.ssl
+        assert context is not None
+        door = Door(self._protocol, context, DoorLimits(greeting_seconds=FIRST_REQUEST_SECONDS))
+        door.listen(sockets)
+        self.servers = [door]  # type: ignore[list-item]  # closed and waited for like asyncio's
+        self.started = True
+
+    def _protocol(self, visitor: Visitor) -> PeerProtocol:
+        protocol = PeerProtocol(self.config, self.server_state, self.lifespan.state)
+        protocol.visitor = visitor
+        return protocol
 
 
 def tls_context(installation: Installation) -> ssl.SSLContext:

@@ -17,6 +17,7 @@ from concurrent.futures import Executor, Future
 from contextvars import Context, ContextVar, copy_context
 from typing import Any
 
+from failback.transport.door import Visitor
 from failback.transport.identity import PeerIdentity
 
 
@@ -155,8 +156,15 @@ class SimulatedLoop(base_events.BaseEventLoop):
     async def create_connection(self, protocol_factory: Any, host: Any = None, port: Any = None, **_: Any) -> Any:
         return await self.network.connect(protocol_factory, port)
 
-    async def create_server(self, protocol_factory: Any, host: Any = None, port: Any = None, **_: Any) -> Any:
-        return self.network.listen(protocol_factory, port)
+    async def open_door(self, factory: Any, _host: str, port: int, *_: Any) -> Any:
+        """In the place of :func:`failback.transport.door.open_door`."""
+        listener: Any = None
+
+        def protocol() -> Any:
+            return factory(Visitor(listener, "simulated"))
+
+        listener = self.network.listen(protocol, port)
+        return listener
 
     def spawn(self, process: Process, main: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run the coroutine as the process's main task."""

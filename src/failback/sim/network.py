@@ -50,6 +50,12 @@ class Listener:
         if self._network.listeners.get(self._port) is self:
             del self._network.listeners[self._port]
 
+    async def wait_closed(self) -> None:
+        return
+
+    def forget(self, visitor: object) -> None:
+        """Nobody here comes without greeting."""
+
 
 class End(asyncio.Transport):
     """One end of a connection."""

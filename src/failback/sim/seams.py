@@ -23,6 +23,7 @@ from failback.runtime import faults
 from failback.sim.capture import SimulatedHasher, read_device
 from failback.sim.kernel import Machine
 from failback.sim.loop import InlineExecutor, SimulatedLoop
+from failback.transport import link
 
 _WALL_SECONDS = 1_800_000_000.0
 
@@ -79,6 +80,7 @@ def installed(
         (time, "sleep", clock.sleep),
         (uuid, "uuid4", lambda: uuid.UUID(int=ids.getrandbits(128), version=4)),
         (secrets, "randbits", ids.getrandbits),
+        (link, "open_door", loop.open_door),
         (journal, "_readers", lambda: inline),
         (libbpf, "hash_elements", lambda handle, *_: handle.elements()),
         (rereading, "read_direct", read),

@@ -18,6 +18,7 @@ from failback.protocol.connection import End, negotiate
 from failback.protocol.frames import RawItem
 from failback.protocol.messages import Hello, Message, Welcome
 from failback.runtime import logs
+from failback.transport.door import Door, DoorLimits, Visitor, open_door
 from failback.transport.identity import Identity, PeerIdentity, peer_identity
 from failback.transport.wire import LinkTimes, ReceiveBudget, Wire
 
@@ -148,46 +149,47 @@ Accept = Callable[[Link, Hello], Awaitable[None]]
 class LinkServer:
     """The listening side; see :func:`serve_links`."""
 
-    def __init__(self, accept: Accept, times: LinkTimes, budget: ReceiveBudget, raw_items: bool) -> None:
+    def __init__(
+        self, accept: Accept, times: LinkTimes, budget: ReceiveBudget, raw_items: bool, limits: DoorLimits
+    ) -> None:
         self._accept = accept
         self._times = times
         self._raw_items = raw_items
         self.budget = budget
-        self._server: asyncio.Server | None = None
+        self._limits = limits
+        self._door: Door | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def port(self) -> int:
-        assert self._server is not None
-        port: int = self._server.sockets[0].getsockname()[1]
+        assert self._door is not None
+        port: int = self._door.sockets[0].getsockname()[1]
         return port
 
     async def start(self, host: str, port: int, context: ssl.SSLContext) -> None:
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            self._wire, host or None, port, ssl=context, ssl_handshake_timeout=self._times.handshake_seconds
-        )
+        self._door = await open_door(self._wire, host, port, context, self._limits)
 
-    def _wire(self) -> Wire:
+    def _wire(self, visitor: Visitor) -> Wire:
         return Wire(
             End.RECEIVING, self._times, raw_items=self._raw_items, queue_bytes=_QUEUE_BYTES, budget=self.budget,
-            connected=self._begin,
+            connected=lambda wire: self._begin(wire, visitor),
         )  # fmt: skip
 
-    def _begin(self, wire: Wire) -> None:
-        task = asyncio.get_running_loop().create_task(self._serve(wire), name=f"link {wire.peer_address}")
+    def _begin(self, wire: Wire, visitor: Visitor) -> None:
+        task = asyncio.get_running_loop().create_task(self._serve(wire, visitor), name=f"link {wire.peer_address}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _serve(self, wire: Wire) -> None:
+    async def _serve(self, wire: Wire, visitor: Visitor) -> None:
         link: Link | None = None
         try:
             link = Link(wire, peer_identity(wire.ssl_object))
-            async with asyncio.timeout(self._times.handshake_seconds):
+            async with asyncio.timeout(self._limits.greeting_seconds):
                 hello = await link.receive()
             if not isinstance(hello, Hello):
                 raise ProtocolError(f"{type(hello).__name__} came where Hello had to come")
             negotiate(hello)
+            visitor.greeted()
             await self._accept(link, hello)
         except FailbackError as error:
             log.info("link ended", address=wire.peer_address, code=error.code, reason=error.message)
@@ -198,6 +200,7 @@ class LinkServer:
             log.exception("link ended by an unexpected error", address=wire.peer_address)
             wire.fail(FailbackError(f"the receiver failed: {error!r}", retryable=True), tell_peer=True)
         finally:
+            visitor.left()
             if link is not None:
                 await link.close()
             else:
@@ -205,8 +208,9 @@ class LinkServer:
 
     async def close(self) -> None:
         """Stop listening and end every link; returns when all tasks are over."""
-        if self._server is not None:
-            self._server.close()
+        if self._door is not None:
+            self._door.close()
+            await self._door.wait_closed()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -222,11 +226,13 @@ async def serve_links(
     times: LinkTimes = DEFAULT_TIMES,
     budget_bytes: int = 64 << 20,
     raw_items: bool = True,
+    limits: DoorLimits | None = None,
 ) -> LinkServer:
     """Listen. Port 0 takes a free one (``server.port``). ``budget_bytes`` bounds the memory of frames of all links.
 
     Raises OSError when the address cannot be bound.
     """
-    server = LinkServer(accept, times, ReceiveBudget(budget_bytes), raw_items)
+    limits = limits or DoorLimits(times.handshake_seconds, times.handshake_seconds)
+    server = LinkServer(accept, times, ReceiveBudget(budget_bytes), raw_items, limits)
     await server.start(host, port, identity.server_context())
     return server
