@@ -87,6 +87,9 @@ class End(asyncio.Transport):
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         self._high = high or self._high
 
+    def get_write_buffer_size(self) -> int:
+        return self._buffered
+
     def is_closing(self) -> bool:
         return self._closing
 
