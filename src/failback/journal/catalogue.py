@@ -96,6 +96,8 @@ class Catalogue:
         self.path = path
         self._lock = threading.RLock()
         self._depth = 0
+        self.layout_changes = 0
+        """Grows with every change of an interval or of a rollback's phase, in this process."""
         try:
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
             self._connection.execute("PRAGMA journal_mode=WAL")
@@ -138,6 +140,8 @@ class Catalogue:
         return json.loads(rows[0][0]) if rows else None
 
     def set(self, key: str, value: object) -> None:
+        if key == "rollback_phase":
+            self.layout_changes += 1
         self._execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", key, json.dumps(value))
 
     def check_format(self) -> None:
@@ -192,6 +196,7 @@ class Catalogue:
         return [Interval(row[0], row[1], row[2], Durable(row[3] or 0, row[4] or 0), row[5] or "") for row in rows]
 
     def put_interval(self, interval: Interval) -> None:
+        self.layout_changes += 1
         self._execute(
             "INSERT OR REPLACE INTO intervals VALUES (?, ?, ?)",
             interval.interval_id,
@@ -227,6 +232,7 @@ class Catalogue:
         return int(self._execute("SELECT max(interval_id) FROM intervals")[0][0] or 0)
 
     def remove_interval(self, interval_id: int) -> None:
+        self.layout_changes += 1
         self._execute(
             "DELETE FROM undo_files WHERE file IN (SELECT file FROM intervals WHERE interval_id = ?)", interval_id
         )

@@ -26,15 +26,16 @@ from failback.block.raw import storage_error, sync_directory
 from failback.errors import ConflictError, IntegrityError, NotFoundError, ProtocolError, StaleEpochError
 from failback.journal import last_write, lost_undo, merge, retention
 from failback.journal.applier import Applier, Target
-from failback.journal.catalogue import FORMAT, Applied, Catalogue, CataloguedPoint, Interval, Mark
+from failback.journal.catalogue import FORMAT, Applied, Catalogue, Interval, Mark
 from failback.journal.choosing import Lost, choose
 from failback.journal.damage import GAP, JOURNAL_REPLACED, REDO_DAMAGED, Damage, Witness, opens_a_pass
 from failback.journal.redo import RedoLog
 from failback.journal.rollback import RETURN_FILE, RETURNING, ROLLED, Destination, Progress, Rollback
-from failback.journal.undo import EMPTY, Durable, UndoDamagedError, UndoFolder
-from failback.journal.view import View, ViewPlace
+from failback.journal.undo import EMPTY, UndoDamagedError, UndoFolder
+from failback.journal.view import View
+from failback.journal.views import ViewedJournal, Views
 from failback.model.ids import MachineId, PointId, new_id
-from failback.model.points import Gap, PointChoice, PointKind, RecoveryPoint, ReplicaDisk
+from failback.model.points import Gap, PointChoice, PointKind, PointSelector, RecoveryPoint, ReplicaDisk
 from failback.model.policy import ReplicationPolicy
 from failback.model.stream import Position
 from failback.protocol.items import RawItem
@@ -75,7 +76,9 @@ class Journal:
         self._applier: Applier | None = None
         self._rollback: Rollback | None = None
         self._devices: Mapping[int, BlockDevice] = {}
-        self._views = 0
+        viewed = ViewedJournal(self._folder, catalogue, self.redo, self.apply_lock, lambda: self._devices,
+                               lambda: self.lost, self._undo_damaged)  # fmt: skip
+        self.views = Views(viewed)
         self._damage: Damage | None = None
         self._open_damage()
         self._find_landed()
@@ -496,38 +499,12 @@ class Journal:
                 self.catalogue.set("state", "committed")
 
     def view(self, point_id: str, disk_index: int) -> View:
-        """One disk as it was at the point. Close it soon: points are not thinned while a view is open."""
-        with self.apply_lock:
-            entry = self._entry(point_id)
-            self._views += 1
-            place = ViewPlace(
-                lambda: self._files_since(entry.ordinal), self._undo_damaged,
-                self.apply_lock, self.directory, self._view_closed,
-            )  # fmt: skip
-            return View(disk_index, self._devices[disk_index], place)
+        """One disk as it was at the point, writable on a throw-away layer. Close it: its point is kept meanwhile."""
+        opened = self.views.open(PointChoice(PointSelector.POINT, point_id), writable=True)
+        return opened.only(disk_index)
 
     def _undo_damaged(self, error: UndoDamagedError) -> None:
         lost_undo.note(self._folder, self.catalogue, error)
-
-    def _view_closed(self) -> None:
-        with self.apply_lock:
-            self._views -= 1
-
-    def _entry(self, point_id: str) -> CataloguedPoint:
-        lost = self.lost
-        for entry in self.catalogue.points():
-            if entry.point.point_id == point_id and not entry.point.abandoned:
-                if entry.ordinal <= lost.until_ordinal:
-                    raise lost.error(f"recovery point {point_id} cannot be reached")
-                return entry
-        raise NotFoundError(f"there is no recovery point {point_id}")
-
-    def _files_since(self, ordinal: int) -> list[tuple[Path, Durable, int]]:
-        files = {item.file: item.durable for item in self.catalogue.intervals() if item.first_ordinal >= ordinal}
-        if self.catalogue.get("rollback_phase"):
-            files[RETURN_FILE] = self.catalogue.durable(RETURN_FILE)
-        found = [(self._folder.path(name), durable) for name, durable in files.items()]
-        return [(path, durable, path.stat().st_size if path.exists() else 0) for path, durable in found]
 
     # --- room -------------------------------------------------------------------------------------------------------
 
@@ -536,14 +513,18 @@ class Journal:
         dropped = 0
         with self.apply_lock:
             applied = self.catalogue.applied
-            if self._views or self.rollback_phase or self.catalogue.get("state") != "attached":
+            if self.rollback_phase or self.catalogue.get("state") != "attached":
                 return 0
-            self.redo.free(applied.ordinal, time.time() - self.policy.redo_window_seconds)
+            if not self.views.opening:
+                self.redo.free(applied.ordinal, time.time() - self.policy.redo_window_seconds)
             history_ns = self.policy.recovery_point_history_minutes * retention.MINUTE_NS
             newest_ns = min(applied.wall_ns, time.time_ns())  # a source clock that steps forward ages nothing
             self.catalogue.forget_gaps(newest_ns - history_ns)
-            points = [entry.point for entry in self.catalogue.points()]
-            for point_id in retention.to_drop(points, newest_ns, self.policy.recovery_point_history_minutes):
+            entries = self.catalogue.points()
+            points = [entry.point for entry in entries]
+            unwanted = retention.to_drop(points, newest_ns, self.policy.recovery_point_history_minutes)
+            ordinals = {entry.point.point_id: entry.ordinal for entry in entries}
+            for point_id in self.views.droppable(ordinals, unwanted):
                 merge.drop_point(self._folder, self.catalogue, point_id)
                 dropped += 1
         return dropped
@@ -557,6 +538,9 @@ class Journal:
 
     def drop_point(self, point_id: str) -> None:
         with self.apply_lock:
+            for entry in self.catalogue.points():
+                if entry.point.point_id == point_id:
+                    self.views.check_droppable(entry.ordinal)
             merge.drop_point(self._folder, self.catalogue, point_id)
 
     @property

@@ -67,6 +67,16 @@ class UndoDamagedError(IntegrityError):
         self.offset = offset
 
 
+class _Cuts:
+    """How often an undo file was cut while it was in use: who has read its records has to read them again."""
+
+    count = 0
+
+
+def cuts() -> int:
+    return _Cuts.count
+
+
 class SavedBlocks:
     """A sparse set of (disk, block): 4 KiB of bits for each touched region of 128 MiB."""
 
@@ -100,6 +110,10 @@ class UndoRecord:
     header: layout.UndoRecordHeader
     runs: Runs
 
+    @property
+    def total_bytes(self) -> int:
+        return layout.UNDO_RECORD_BYTES + self.header.body_bytes
+
     def verify(self) -> memoryview:
         """The stored content, its checksum proven. Raises IntegrityError."""
         with self.path.open("rb") as stream:
@@ -123,13 +137,14 @@ class UndoRecord:
             raise UndoDamagedError(self.path, self.offset, error.message) from error
 
 
-def read_records(path: Path, durable: Durable) -> Iterator[UndoRecord]:
+def read_records(
+    path: Path, durable: Durable, offset: int = layout.FILE_HEADER_BYTES, count: int = 0
+) -> Iterator[UndoRecord]:
     """Whole records; ends at the first torn one behind what is durable. Contents and run tables are proven by ``verify``.
 
-    Raises UndoDamagedError when a record that was durable is not there.
+    ``offset`` and ``count`` go on where an earlier reading ended. Raises UndoDamagedError when a record that was durable is
+    not there.
     """
-    offset = layout.FILE_HEADER_BYTES
-    count = 0
     try:
         size = path.stat().st_size
         stream = path.open("rb")
@@ -243,9 +258,15 @@ class UndoFile:
             self.saved.add_runs(record.runs)
             good = record.offset + layout.UNDO_RECORD_BYTES + record.header.body_bytes
             count += 1
-        os.ftruncate(self._fd, good)
+        self._cut(good)
         os.fdatasync(self._fd)
         return Durable(good, count)
+
+    def _cut(self, size_bytes: int) -> None:
+        if os.fstat(self._fd).st_size > size_bytes:
+            _Cuts.count += 1
+            os.ftruncate(self._fd, size_bytes)
+            _Cuts.count += 1  # again: a reader between the two may have seen either length
 
     @property
     def synced_bytes(self) -> int:
@@ -273,7 +294,7 @@ class UndoFile:
 
     def cut_back(self) -> None:
         """After a failure: forget what is not known to be durable."""
-        os.ftruncate(self._fd, self.synced_bytes)
+        self._cut(self.synced_bytes)
 
     def close(self) -> None:
         if self._fd >= 0:

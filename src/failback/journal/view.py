@@ -1,155 +1,197 @@
-"""A recovery point as a block device, without rolling back: readable, and writable on a throw-away layer (D15).
+"""One disk of a recovery point as a block device, without rolling back: readable, and writable on a throw-away layer (D15).
 
-A block is looked up in the layer, then in the undo of the intervals after the point (the oldest content wins), then, while
-the disks are rolled back, in the return file, and last on the disk itself. Lookups and reads hold the journal's lock, so
-that the applier cannot overwrite a block between the two.
+A block is looked up in the layer, then in the undo since the point (the oldest content wins), and last on the disk. No lock
+keeps the applier away: what was read from the disk counts when the undo still has none of those blocks afterwards
+(``run_table``). Threads may share a view.
 """
 
 from __future__ import annotations
 
-import tempfile
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from failback.block.device import BlockDevice, Buffer, check_range
-from failback.journal.format import UNDO_BLOCK_BYTES, RunKind
-from failback.journal.undo import Blocks, Durable, UndoDamagedError, UndoRecord, read_records
+from failback.errors import ConflictError, NotSupportedError
+from failback.journal.format import UNDO_BLOCK_BYTES
+from failback.journal.layer import Layer
+from failback.journal.run_table import Sources, UndoIndex, blocks_of
+from failback.journal.undo import UndoDamagedError
 
-_CACHED_RECORDS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class _Index:
-    """Where each saved block's content is: ``ids`` ascending, ``record`` into ``records``, ``place`` in it or -1 (zero)."""
-
-    records: list[UndoRecord]
-    ids: Blocks
-    record: Blocks
-    place: Blocks
-
-
-@dataclass(frozen=True, slots=True)
-class ViewPlace:
-    """``files`` gives the undo files to look into, oldest first, with what is durable and their present sizes; called under
-    the lock."""
-
-    files: Callable[[], list[tuple[Path, Durable, int]]]
-    on_damage: Callable[[UndoDamagedError], None]
-    lock: threading.RLock
-    layer_directory: Path
-    on_close: Callable[[], None]
+_TRIES = 3
+_SPAN_BLOCKS = 1024
 
 
 class View:
-    """One disk of the point."""
+    """``layer`` None: read-only. ``on_damage`` is told of undo that cannot be read."""
 
-    def __init__(self, disk: int, device: BlockDevice, place: ViewPlace) -> None:
+    def __init__(
+        self, disk: int, device: BlockDevice, index: UndoIndex, layer: Layer | None,
+        on_damage: Callable[[UndoDamagedError], None],
+    ) -> None:  # fmt: skip
+        self.disk = disk
         self._device = device
-        self._disk = disk
-        self._files = place.files
-        self._lock = place.lock
-        self._on_close = place.on_close
-        self._on_damage = place.on_damage
-        self._known: list[tuple[Path, Durable, int]] = []
-        self._index = _Index([], *(np.empty(0, np.int64) for _ in range(3)))
-        self._cache: OrderedDict[int, memoryview] = OrderedDict()
-        self._layer = tempfile.TemporaryFile(dir=place.layer_directory)  # noqa: SIM115
-        self._layered: set[int] = set()
-        self._closed = False
+        self._index = index
+        self._layer = layer
+        self._on_damage = on_damage
+        self.on_close: Callable[[], None] = lambda: None
+        self._writing = threading.Lock()
+        self._closed = self._sealed = False
 
     @property
     def size_bytes(self) -> int:
         return self._device.size_bytes
 
-    def _refresh(self) -> None:
-        files = self._files()
-        if files == self._known:
-            return
-        found = [record for path, durable, _ in files for record in read_records(path, durable)]
-        ids: list[Blocks] = []
-        which: list[Blocks] = []
-        places: list[Blocks] = []
-        for number, record in enumerate(found):
-            place = 0
-            for disk, kind, _, blocks, first in record.runs.tolist():
-                has_data = kind == RunKind.DATA
-                if disk == self._disk:
-                    ids.append(np.arange(first, first + blocks, dtype=np.int64))
-                    which.append(np.full(blocks, number, np.int64))
-                    step = np.arange(blocks, dtype=np.int64) * UNDO_BLOCK_BYTES + place
-                    places.append(step if has_data else np.full(blocks, -1, np.int64))
-                place += blocks * UNDO_BLOCK_BYTES if has_data else 0
-        if ids:
-            joined = np.concatenate(ids)
-            unique, first_seen = np.unique(joined, return_index=True)
-            self._index = _Index(found, unique, np.concatenate(which)[first_seen], np.concatenate(places)[first_seen])
-        else:
-            self._index = _Index(found, *(np.empty(0, np.int64) for _ in range(3)))
-        self._cache.clear()
-        self._known = files
+    @property
+    def writable(self) -> bool:
+        return self._layer is not None and not self._sealed
 
-    def _block(self, block: int) -> bytes:
-        offset = block * UNDO_BLOCK_BYTES
-        length = min(UNDO_BLOCK_BYTES, self.size_bytes - offset)
-        if block in self._layered:
-            self._layer.seek(offset)
-            return self._layer.read(length)
-        index = self._index
-        at = int(np.searchsorted(index.ids, block))
-        if at == len(index.ids) or index.ids[at] != block:
-            return self._device.read(offset, length)
-        place = int(index.place[at])
-        if place < 0:
-            return bytes(length)
-        return bytes(self._content(int(index.record[at]))[place : place + length])
-
-    def _content(self, number: int) -> memoryview:
-        if number not in self._cache:
-            if len(self._cache) >= _CACHED_RECORDS:
-                self._cache.popitem(last=False)
-            self._cache[number] = self._index.records[number].load()
-        return self._cache[number]
+    # --- reading ----------------------------------------------------------------------------------------------------
 
     def read(self, offset: int, length: int) -> bytes:
-        check_range(self.size_bytes, offset, length, "view")
-        if length == 0:
-            return b""
-        first, last = offset // UNDO_BLOCK_BYTES, (offset + length - 1) // UNDO_BLOCK_BYTES
-        with self._lock:
-            try:
-                self._refresh()
-                joined = b"".join(self._block(block) for block in range(first, last + 1))
-            except UndoDamagedError as error:
-                self._on_damage(error)
-                raise
-        begin = offset - first * UNDO_BLOCK_BYTES
-        return joined[begin : begin + length]
+        buffer = bytearray(length)
+        self.read_into(offset, memoryview(buffer))
+        return bytes(buffer)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        buffer[:] = self.read(offset, len(buffer))
+        check_range(self.size_bytes, offset, len(buffer), "view")
+        step = _SPAN_BLOCKS * UNDO_BLOCK_BYTES
+        for start in range(0, len(buffer), step):
+            self._again(lambda at=start: self._read_span(offset + at, buffer[at : at + step]))  # type: ignore[misc]
+
+    def _again(self, work: Callable[[], None]) -> None:
+        """A file that was cut or went (a rollback ended) is no damage: look anew, and believe it the last time."""
+        if self._closed:
+            raise ConflictError("the view is closed", code="ViewClosed")
+        for attempt in range(_TRIES):
+            try:
+                work()
+                return
+            except (UndoDamagedError, FileNotFoundError) as error:
+                if attempt < _TRIES - 1:
+                    self._look_anew()
+                    continue
+                if isinstance(error, UndoDamagedError):
+                    self._on_damage(error)
+                raise
+
+    def _look_anew(self) -> None:
+        try:
+            self._index.forget()
+        except UndoDamagedError as error:
+            self._on_damage(error)
+            raise
+
+    def _read_span(self, offset: int, buffer: memoryview) -> None:
+        begin, stop = blocks_of(offset, len(buffer))
+        written = self._layer.written(begin, stop) if self._layer is not None else np.zeros(stop - begin, np.bool_)
+        known = self._index.sources(self.disk, begin, stop)
+        while True:
+            sources = known[1]
+            for first, last in _runs((sources.record < 0) & ~written):
+                self._from_device(offset, buffer, begin + first, begin + last)
+            now = self._index.sources(self.disk, begin, stop, known)
+            if now is known or now[1].same(sources):
+                break
+            known = now  # overwritten meanwhile: the undo has them now
+        self._from_undo(offset, buffer, begin, now[1], written)
+        if self._layer is not None:
+            for first, last in _runs(written):
+                at, part = _part(offset, buffer, begin + first, begin + last)
+                self._layer.read_into(at, part)
+
+    def _from_device(self, offset: int, buffer: memoryview, begin: int, stop: int) -> None:
+        at, part = _part(offset, buffer, begin, stop)
+        self._device.read_into(at, part)
+
+    def _from_undo(self, offset: int, buffer: memoryview, begin: int, sources: Sources, written: np.ndarray) -> None:
+        saved = np.flatnonzero((sources.record >= 0) & ~written)
+        if len(saved) == 0:
+            return
+        records, places = sources.record[saved], sources.place[saved]
+        follows = (np.diff(saved) == 1) & (np.diff(records) == 0)
+        follows &= ((places[:-1] < 0) & (places[1:] < 0)) | (
+            (places[:-1] >= 0) & (np.diff(places) == UNDO_BLOCK_BYTES)
+        )  # fmt: skip
+        firsts = [0, *(np.flatnonzero(~follows) + 1).tolist()]
+        for low, high in zip(firsts, [*firsts[1:], len(saved)], strict=True):
+            first = begin + int(saved[low])
+            at, part = _part(offset, buffer, first, first + high - low)
+            place = int(places[low])
+            if place < 0:
+                part[:] = bytes(len(part))
+                continue
+            place += at - first * UNDO_BLOCK_BYTES
+            part[:] = self._index.content(int(records[low]))[place : place + len(part)]
+
+    def data_ranges(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """What may hold data, block by block; the rest reads as zeroes."""
+        check_range(self.size_bytes, offset, length, "view")
+        step = _SPAN_BLOCKS * UNDO_BLOCK_BYTES
+        for start in range(offset, offset + length, step):
+            found: list[tuple[int, int]] = []
+            part = min(step, offset + length - start)
+            self._again(lambda at=start, size=part, into=found: self._data_span(at, size, into))  # type: ignore[misc]
+            yield from found
+
+    def _data_span(self, offset: int, length: int, found: list[tuple[int, int]]) -> None:
+        begin, stop = blocks_of(offset, length)
+        written = self._layer.written(begin, stop) if self._layer is not None else np.zeros(stop - begin, np.bool_)
+        known = self._index.sources(self.disk, begin, stop)
+        while True:
+            sources = known[1]
+            filled = written | (sources.place >= 0)
+            for first, last in _runs((sources.record < 0) & ~written):
+                start = (begin + first) * UNDO_BLOCK_BYTES
+                size = min((begin + last) * UNDO_BLOCK_BYTES, self.size_bytes) - start
+                for place, count in self._device.data_ranges(start, size):
+                    low, high = blocks_of(place, count)
+                    filled[low - begin : high - begin] = True
+            now = self._index.sources(self.disk, begin, stop, known)
+            if now is known or now[1].same(sources):
+                break
+            known = now
+        for first, last in _runs(filled):
+            low = max(offset, (begin + first) * UNDO_BLOCK_BYTES)
+            high = min(offset + length, (begin + last) * UNDO_BLOCK_BYTES)
+            found.append((low, high - low))
+
+    # --- writing ----------------------------------------------------------------------------------------------------
 
     def write(self, offset: int, data: Buffer) -> None:
-        """Into the throw-away layer only."""
+        """Into the throw-away layer only. Raises OutOfSpaceError (its quota), NotSupportedError (a read-only view)."""
         check_range(self.size_bytes, offset, len(data), "view")
+        layer = self._writable()
         if not len(data):
             return
-        first, last = offset // UNDO_BLOCK_BYTES, (offset + len(data) - 1) // UNDO_BLOCK_BYTES
-        begin = first * UNDO_BLOCK_BYTES
-        with self._lock:
-            whole = bytearray(self.read(begin, min((last + 1) * UNDO_BLOCK_BYTES, self.size_bytes) - begin))
-            whole[offset - begin : offset - begin + len(data)] = data
-            self._layer.seek(begin)
-            self._layer.write(whole)
-            self._layered.update(range(first, last + 1))
+        with self._writing:
+            begin, stop = blocks_of(offset, len(data))
+            start = begin * UNDO_BLOCK_BYTES
+            end = min(stop * UNDO_BLOCK_BYTES, self.size_bytes)
+            if (start, end) == (offset, offset + len(data)):
+                layer.write(offset, memoryview(data))
+                return
+            whole = bytearray(end - start)
+            view = memoryview(whole)
+            self.read_into(start, view[:UNDO_BLOCK_BYTES])
+            if end - start > UNDO_BLOCK_BYTES:
+                last = (stop - 1) * UNDO_BLOCK_BYTES
+                self.read_into(last, view[last - start :])
+            whole[offset - start : offset - start + len(data)] = data
+            layer.write(start, view)
 
     def zero(self, offset: int, length: int) -> None:
-        for start in range(offset, offset + length, 1 << 20):
-            self.write(start, bytes(min(1 << 20, offset + length - start)))
+        """The layer hides what was there; whole blocks take no room."""
+        check_range(self.size_bytes, offset, length, "view")
+        layer = self._writable()
+        end = offset + length
+        low = min(-(-offset // UNDO_BLOCK_BYTES) * UNDO_BLOCK_BYTES, end)
+        high = end if end == self.size_bytes else max(low, end // UNDO_BLOCK_BYTES * UNDO_BLOCK_BYTES)
+        self.write(offset, bytes(low - offset))
+        with self._writing:
+            layer.zero(low, high - low)
+        self.write(high, bytes(end - high))
 
     def discard(self, offset: int, length: int) -> None:
         self.zero(offset, length)
@@ -157,12 +199,31 @@ class View:
     def flush(self) -> None:
         """Nothing: the layer is thrown away."""
 
-    def data_ranges(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        if length:
-            yield offset, length
+    def seal(self) -> None:
+        """Read-only from now on, with what was written so far."""
+        self._sealed = True
+
+    def _writable(self) -> Layer:
+        if self._layer is None or self._sealed:
+            raise NotSupportedError("the view is read-only", code="ViewReadOnly", remedy="open it with --writable")
+        return self._layer
 
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._layer.close()
-            self._on_close()
+            if self._layer is not None:
+                self._layer.close()
+            self.on_close()
+
+
+def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
+    """[begin, stop) of each stretch of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+def _part(offset: int, buffer: memoryview, begin: int, stop: int) -> tuple[int, memoryview]:
+    """The part of the buffer, which begins at ``offset``, that the blocks [begin, stop) fill; and where it lies on the disk."""
+    low = max(begin * UNDO_BLOCK_BYTES, offset)
+    high = min(stop * UNDO_BLOCK_BYTES, offset + len(buffer))
+    return low, buffer[low - offset : high - offset]
