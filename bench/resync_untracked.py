@@ -10,21 +10,34 @@ from pathlib import Path
 from bench.chain import Chain
 from bench.ground import GIBIBYTE, PAIRS, SMALL, Ground, forget, half_full, machine_facts, run, same
 from bench.results import Bound, Result
+from failback.mobility import passes
 from failback.model.components import SyncMode
 
 SIZE = (1 if SMALL else 8) * GIBIBYTE
 BLOCK = 4096
 
 
-def change(path: Path, seed: int) -> int:
-    """Rewrites 1 % of the blocks with random content; returns how many bytes differ."""
+STREAM_BLOCK = 65536
+REPLY_BYTES = 112
+DIGEST = 16
+
+
+def answer_bytes(chosen: list[int]) -> int:
+    """What the master target answers: a frame with a bitmap for each table, digests of the pieces of differing blocks."""
+    differing = len({number * BLOCK // STREAM_BLOCK for number in chosen})
+    blocks = SIZE // STREAM_BLOCK
+    return blocks // passes.CHUNK_BLOCKS * REPLY_BYTES + blocks // 8 + differing * (STREAM_BLOCK // BLOCK) * DIGEST
+
+
+def change(path: Path, seed: int) -> list[int]:
+    """Rewrites 1 % of the blocks with random content; returns which."""
     chosen = random.Random(seed).sample(range(SIZE // BLOCK), SIZE // BLOCK // 100)
     with path.open("r+b", buffering=0) as stream:
         for number in sorted(chosen):
             os.pwrite(stream.fileno(), os.urandom(BLOCK), number * BLOCK)
         os.fsync(stream.fileno())
     forget(path)
-    return len(chosen) * BLOCK
+    return chosen
 
 
 def rsync(source: str, copy: Path) -> tuple[float, int]:
@@ -59,7 +72,8 @@ def bench() -> Result:
             )  # fmt: skip
             with chain:
                 run("cp", "--sparse=always", str(image), str(chain.target / "disk-0.img"))
-                differing = change(image, number)
+                chosen = change(image, number)
+                differing = len(chosen) * BLOCK
                 forget(Path(device))
                 forget(chain.target / "disk-0.img")
                 chain.attach(create=False)
@@ -69,7 +83,7 @@ def bench() -> Result:
                 chain.synced()
                 seconds = time.monotonic() - began
                 cpu = {f"cpu_{role}": round(used - before[role], 2) for role, used in chain.cpu_seconds().items()}
-                sent = int(chain.agent["bytes_sent"])
+                sent = int(chain.agent["bytes_sent"]) + answer_bytes(chosen)
             equal &= same(device, chain.replica_path, SIZE)
             chain.remove()
             forget(copy)

@@ -48,16 +48,21 @@ def sample_messages() -> dict[str, Message]:
     return {
         "hello": Hello(_ID, 3, "0.1.0", 1, 1, (StreamDisk(_OTHER, 0, 1 << 35),), "journal", 7, 8),  # type: ignore[arg-type]
         "welcome": Welcome(1, "0.1.0", 3, 9, 900, 8, 800, "journal"),
+        "welcome_features": Welcome(1, "0.1.0", 3, 9, 900, 8, 800, "journal", ("piece-digests",)),
         "refusal": Refusal("StaleEpoch", "epoch 3 is over", "wait", False),
         "ack": Ack(3, 9, 900, 8, 800, "journal"),
         "ping": Ping(1),
         "pong": Pong((1 << 64) - 1),
         "digest_reply": DigestReply(_ID, 3, 9, _OTHER, 2, 4096, 11, b"\x01\x04"),  # type: ignore[arg-type]
+        "digest_reply_pieces": DigestReply(
+            _ID, 3, 9, _OTHER, 2, 4096, 11, b"\x01\x04", 2, bytes(range(64)),  # type: ignore[arg-type]
+        ),
         "batch": Batch(
             _ID, _NIL, 3, 9, 800, 900, 1_700_000_000_123_456_789, 250_000_000, GapCause.SYNC,  # type: ignore[arg-type]
             MarkKind.APP_CONSISTENT, _OTHER, Codec.RAW, 512, extents, bytes(range(256)) * 2,  # type: ignore[arg-type]
         ),
         "digests": Digests(_ID, 3, 10, 900, _OTHER, 2, 65536, 4096, 99, bytes(range(32))),  # type: ignore[arg-type]
+        "digests_pieces": Digests(_ID, 3, 10, 900, _OTHER, 2, 65536, 4096, 99, bytes(range(32)), 4096),  # type: ignore[arg-type]
     }  # fmt: skip
 
 

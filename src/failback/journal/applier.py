@@ -259,7 +259,7 @@ class Applier:
     def _compare(self, record: RedoRecord) -> None:
         digests = record.item.decode()
         if isinstance(digests, Digests) and digests.epoch == self._catalogue.get("epoch"):
-            reply = compare(digests, self._devices[digests.disk_index])
+            reply = compare(digests, self._devices[digests.disk_index], self._readers)
             self._replies.append(reply)
             self._on_reply(reply)
         header = record.item.header

@@ -1,54 +1,88 @@
 """Digest tables against the replica, at exactly their place in the stream (D12).
 
-Equality is XXH3-128 with the pass's random key as seed; holes of the replica are not read.
+Equality is XXH3-128 with the pass's random key as seed; holes of the replica are not read. The table is cut into spans that are
+read and hashed in several threads. Where a block differs and the asker wants it, the reply carries the digests of the
+replica's pieces of that block, so that only the pieces that differ have to travel.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
 import xxhash
 
 from failback.block.device import BlockDevice
 from failback.errors import ProtocolError
 from failback.protocol.messages import DIGEST_BYTES, DigestReply, Digests
 
-_READ_BYTES = 4 << 20
+SPAN_BYTES = 2 << 20
+MOST_PIECES_BYTES = 512 << 10
+"""A reply is no longer: an asker whose table would need more gets the bitmap only."""
 
 
-def compare(digests: Digests, device: BlockDevice) -> DigestReply:
+def compare(digests: Digests, device: BlockDevice, readers: Executor) -> DigestReply:
     """Which of the blocks differ. The caller has written everything before the table, and nothing after it."""
     count = len(digests.digests) // DIGEST_BYTES
     block_bytes = digests.block_bytes
-    start = digests.first_block * block_bytes
-    end = min(start + count * block_bytes, device.size_bytes)
-    if block_bytes <= 0 or start + (count - 1) * block_bytes >= device.size_bytes:
+    if block_bytes <= 0 or (digests.first_block + count - 1) * block_bytes >= device.size_bytes:
         raise ProtocolError(f"digests of blocks behind the end of disk {digests.disk_index}")
-    found = b"".join(_digests(device, start, end, block_bytes, digests.key))
-    mine = np.frombuffer(found, np.uint8).reshape(-1, DIGEST_BYTES)
-    theirs = np.frombuffer(digests.digests, np.uint8).reshape(-1, DIGEST_BYTES)
-    differing = np.packbits((mine != theirs).any(axis=1), bitorder="little").tobytes()
-    return DigestReply(digests.machine_id, digests.epoch, digests.sequence, digests.pass_id, digests.disk_index,
-                       digests.first_block, count, differing)  # fmt: skip
+    comparison = _Comparison(device, digests, _block_pieces(digests, count))
+    per_span = max(SPAN_BYTES // block_bytes, 1)
+    spans = [(first, min(per_span, count - first)) for first in range(0, count, per_span)]
+    differing = bytearray((count + 7) // 8)
+    pieces: list[bytes] = []
+    for found in readers.map(lambda span: comparison.span(*span), spans):
+        for number, block_pieces in found:
+            differing[number // 8] |= 1 << number % 8
+            pieces.append(block_pieces)
+    return DigestReply(
+        digests.machine_id, digests.epoch, digests.sequence, digests.pass_id, digests.disk_index, digests.first_block,
+        count, bytes(differing), comparison.block_pieces, b"".join(pieces),
+    )  # fmt: skip
 
 
-def _digests(device: BlockDevice, start: int, end: int, block_bytes: int, key: int) -> list[bytes]:
-    zero_digest = xxhash.xxh3_128_digest(bytes(block_bytes), key)
-    result: list[bytes] = []
-    stride = max(_READ_BYTES // block_bytes, 1) * block_bytes
-    buffer = bytearray(stride)
-    for place in range(start, end, stride):
-        length = min(stride, end - place)
-        view = memoryview(buffer)[:length]
-        ranges = list(device.data_ranges(place, length))
-        if ranges != [(place, length)]:
-            view[:] = bytes(length)
-        for offset, part in ranges:
-            device.read_into(offset, view[offset - place : offset - place + part])
-        filled = np.zeros(-(-length // block_bytes), np.bool_)
-        for offset, part in ranges:
-            filled[(offset - place) // block_bytes : -(-(offset - place + part) // block_bytes)] = True
-        for index in range(len(filled)):
-            block = view[index * block_bytes : (index + 1) * block_bytes]
+def _block_pieces(digests: Digests, count: int) -> int:
+    """Digests of pieces that each differing block gets; 0: none are wanted, or they would not fit."""
+    if not digests.piece_bytes or digests.block_bytes % digests.piece_bytes:
+        return 0
+    pieces = digests.block_bytes // digests.piece_bytes
+    return pieces if count * pieces * DIGEST_BYTES <= MOST_PIECES_BYTES else 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    """One table against one disk; ``span`` may run in several threads at once."""
+
+    device: BlockDevice
+    digests: Digests
+    block_pieces: int
+
+    def span(self, first: int, count: int) -> list[tuple[int, bytes]]:
+        """(number in the table, digests of its pieces) of each of these blocks that differs."""
+        block_bytes, key, table = self.digests.block_bytes, self.digests.key, self.digests.digests
+        start = (self.digests.first_block + first) * block_bytes
+        length = min(count * block_bytes, self.device.size_bytes - start)
+        content = memoryview(bytearray(length))
+        filled = bytearray(count)
+        for offset, part in self.device.data_ranges(start, length):
+            self.device.read_into(offset, content[offset - start : offset - start + part])
+            low, high = (offset - start) // block_bytes, -(-(offset - start + part) // block_bytes)
+            filled[low:high] = b"\x01" * (high - low)
+        zero = b"" if all(filled) else xxhash.xxh3_128_digest(bytes(block_bytes), key)
+        found = []
+        for index in range(count):
+            block = content[index * block_bytes : (index + 1) * block_bytes]
             hole = not filled[index] and len(block) == block_bytes
-            result.append(zero_digest if hole else xxhash.xxh3_128_digest(block, key))
-    return result
+            mine = zero if hole else xxhash.xxh3_128_digest(block, key)
+            place = (first + index) * DIGEST_BYTES
+            if mine != table[place : place + DIGEST_BYTES]:
+                found.append((first + index, self._pieces(block)))
+        return found
+
+    def _pieces(self, block: memoryview) -> bytes:
+        if not self.block_pieces:
+            return b""
+        step, key = self.digests.piece_bytes, self.digests.key
+        found = [xxhash.xxh3_128_digest(block[at : at + step], key) for at in range(0, len(block), step)]
+        return b"".join(found).ljust(self.block_pieces * DIGEST_BYTES, b"\0")

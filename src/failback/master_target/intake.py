@@ -29,7 +29,7 @@ from failback.model.ids import MachineId
 from failback.model.stream import Position
 from failback.protocol.connection import items_missing, journal_fell_back, journal_replaced, negotiate
 from failback.protocol.items import RawItem
-from failback.protocol.messages import Ack, DigestReply, Hello, Welcome
+from failback.protocol.messages import FEATURES, Ack, DigestReply, Hello, Welcome
 from failback.runtime import faults, logs
 from failback.transport.link import Link
 
@@ -156,7 +156,7 @@ def _append(journal: Journal, items: list[RawItem]) -> Position:
 def _welcome(journal: Journal, hello: Hello) -> Welcome:
     landed = journal.landed
     return Welcome(negotiate(hello), __version__, landed.epoch, landed.sequence, landed.ring, landed.sequence,
-                   landed.ring, journal.incarnation)  # fmt: skip
+                   landed.ring, journal.incarnation, FEATURES)  # fmt: skip
 
 
 def _reply_from_thread(loop: asyncio.AbstractEventLoop, link: Link, reply: DigestReply) -> None:

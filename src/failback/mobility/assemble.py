@@ -9,11 +9,12 @@ before anything is sent.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from failback.errors import StorageError
 from failback.mobility.capture.session import CaptureSession
-from failback.mobility.capture.values import Collected, Counters, Reread
+from failback.mobility.capture.values import Collected, Counters, Differing, Reread
 from failback.mobility.config import Compression
 from failback.mobility.outstanding import generation_of
 from failback.mobility.payload import encode
@@ -33,6 +34,8 @@ class Wanted:
     sequence: int
     limit_bytes: int
     reread_blocks: int = 0
+    differing: Sequence[Differing] = ()
+    """Blocks of which the pieces that differ are read."""
     up_to: int | None = None
     """Take everything to this position, whatever the limit says."""
 
@@ -85,8 +88,8 @@ def assemble(session: CaptureSession, wanted: Wanted, compression: Compression) 
     first = session.cursor()
     content = _Content()
     reread, refused = None, ""
-    if wanted.reread_blocks:
-        reread, refused = _reread(session, wanted.reread_blocks)
+    if wanted.reread_blocks or wanted.differing:
+        reread, refused = _reread(session, wanted)
     if reread is not None:
         _take(session, content, reread.p0)
         content.add_reread(reread)
@@ -121,12 +124,12 @@ def skip(session: CaptureSession, position: int) -> None:
     session.release(position)
 
 
-def _reread(session: CaptureSession, blocks: int) -> tuple[Reread | None, str]:
-    reread = session.reread(blocks)
+def _reread(session: CaptureSession, wanted: Wanted) -> tuple[Reread | None, str]:
+    reread = session.reread_differing(wanted.differing) if wanted.differing else session.reread(wanted.reread_blocks)
     if reread is None:
         return None, ""
     if not reread.ok:
-        log.info("a re-read has to wait", reason=reread.reason, blocks=len(reread.blocks))
+        log.info("a re-read has to wait", reason=reread.reason, blocks=len(reread.blocks) + len(reread.compared))
         return None, reread.reason
     for disk, offset, length in reread.unreadable:
         log.error("the source disk cannot read a range: it stays as it is on the replica", disk=disk, offset=offset,

@@ -1,8 +1,9 @@
 """The running pass of a stream: hashing beside it, digests for it, answers from it (D8, D12).
 
-``run`` hashes what the pass asks for in a thread of its own and hands the results over through a queue of two, never further
-ahead. Everything else is called by the stream's pump. What to compare and how far it is, is decided in ``passes``; what
-differs becomes dirty, and the ordinary rounds of re-reading send it.
+``run`` hashes what the pass asks for in threads of its own and hands the results over through a queue of two, never further
+ahead. Everything else is called by the stream's pump. What to compare and how far it is, is decided in ``passes``. Of a block
+that differs only the pieces that differ are sent, where the master target told their digests; else the block becomes dirty,
+and the ordinary rounds of re-reading send it whole.
 """
 
 from __future__ import annotations
@@ -14,18 +15,21 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from failback.mobility.capture.session import CaptureSession
+from failback.mobility.capture.values import Reread
 from failback.mobility.hashing import BlockHasher, Hashed
 from failback.mobility.memory import MemoryFile
-from failback.mobility.passes import Chunk, SyncPass
+from failback.mobility.passes import PIECE_BYTES, Chunk, SyncPass, has_pieces
 from failback.mobility.resuming import Call
 from failback.model.components import MobilityAssignment, SourceDisk, SyncMode, SyncProgress
 from failback.model.stream import BLOCK_BYTES
-from failback.protocol.messages import DigestReply, Digests
+from failback.protocol.messages import PIECE_DIGESTS, DigestReply, Digests, Welcome
 from failback.runtime import logs
 
 log = logs.get(__name__)
 
 MEMORY_SECONDS = 1.0
+HASHING_THREADS = 3
+"""Each reads and hashes one chunk: while one waits for the disk, another computes."""
 
 
 class Comparing:
@@ -47,6 +51,11 @@ class Comparing:
         self._hash_wake = asyncio.Event()
         self._key = secrets.randbits(63)
         self._remembered_at = 0.0
+        self._piece_bytes = 0
+
+    def greeted(self, welcome: Welcome) -> None:
+        """What the process server can relay decides what is asked for."""
+        self._piece_bytes = PIECE_BYTES if PIECE_DIGESTS in welcome.features else 0
 
     def progress(self) -> tuple[SyncProgress, ...]:
         return self.current.progress(False) if self.current is not None else self.progress_before
@@ -77,13 +86,20 @@ class Comparing:
         self.current = SyncPass(self._assignment.pass_id, modes)
         self._hash_wake.set()
 
-    def reread(self, blocks: Sequence[tuple[int, int]], extents: bytes) -> None:
+    def reread(self, reread: Reread) -> None:
         """A round of re-reading went into the stream."""
         if not self.settled:
             self.settled = True
             self._hash_wake.set()
         if self.current is not None:
-            self.current.reread(blocks, extents)
+            self.current.reread(reread.blocks, reread.extents)
+            self._hash_wake.set()
+
+    def spooled(self, rereads: Sequence[Reread]) -> None:
+        """Rounds of re-reading are durable at the process server."""
+        if self.current is not None:
+            for reread in rereads:
+                self.current.spooled(reread.compared)
 
     def landed(self, sequence: int) -> None:
         if self.current is not None:
@@ -99,11 +115,11 @@ class Comparing:
         log.info("pass is over: the replica is consistent", pass_id=pass_id)
 
     async def take_reply(self, reply: DigestReply) -> Chunk | None:
-        """Mark what differs as dirty. Returns the chunk that is answered; None for an answer that nobody waits for."""
-        chunk = self.current.answered(reply) if self.current is not None else None
+        """Take up what differs. Returns the chunk that is answered; None for an answer that nobody waits for."""
+        chunk = self.current.answered(reply, self._key) if self.current is not None else None
         if self.current is None or chunk is None:
             return None
-        if any(reply.differing):
+        if any(reply.differing) and not has_pieces(reply):
             await self._call(self._session.mark_dirty, chunk.disk_index, chunk.first_block, reply.differing)
         now = time.monotonic()
         if now - self._remembered_at > MEMORY_SECONDS:
@@ -123,32 +139,45 @@ class Comparing:
         return Digests(
             machine_id=self._assignment.machine_id, epoch=self._assignment.epoch, sequence=sequence, position=position,
             pass_id=self._assignment.pass_id, disk_index=hashed.chunk.disk_index, block_bytes=BLOCK_BYTES,
-            first_block=hashed.chunk.first_block, key=self._key, digests=hashed.digests,
+            first_block=hashed.chunk.first_block, key=self._key, digests=hashed.digests, piece_bytes=self._piece_bytes,
         )  # fmt: skip
 
     # --- hashing ----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Until cancelled."""
+        with ThreadPoolExecutor(HASHING_THREADS, thread_name_prefix="hashing") as threads:
+            tasks = [asyncio.ensure_future(self._hash(threads)) for _ in range(HASHING_THREADS)]
+            try:
+                await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _hash(self, threads: ThreadPoolExecutor) -> None:
         loop = asyncio.get_running_loop()
         readers: dict[int, BlockHasher] = {}
         sizes = {disk.index: disk.size_bytes for disk in self._assignment.disks}
-        with ThreadPoolExecutor(1, thread_name_prefix="hashing") as thread:
-            try:
-                while True:
-                    self._hash_wake.clear()
-                    current = self.current
-                    chunk = current.next_chunk() if current is not None and self.settled else None
-                    if chunk is None:
-                        await self._hash_wake.wait()
-                        continue
-                    if chunk.disk_index not in readers:
-                        index = chunk.disk_index
-                        readers[index] = BlockHasher(self._devices[index], sizes[index], self._key)
-                    hashed = await loop.run_in_executor(thread, readers[chunk.disk_index].hash_chunk, chunk)
-                    if current is self.current:
-                        await self.hashed.put(hashed)
-                        self._wake()
-            finally:
-                for reader in readers.values():
-                    reader.close()
+        running: asyncio.Future[Hashed] | None = None
+        try:
+            while True:
+                self._hash_wake.clear()
+                current = self.current
+                chunk = current.next_chunk() if current is not None and self.settled else None
+                if chunk is None:
+                    await self._hash_wake.wait()
+                    continue
+                if chunk.disk_index not in readers:
+                    index = chunk.disk_index
+                    readers[index] = BlockHasher(self._devices[index], sizes[index], self._key)
+                running = loop.run_in_executor(threads, readers[chunk.disk_index].hash_chunk, chunk)
+                hashed = await asyncio.shield(running)
+                if current is self.current:
+                    await self.hashed.put(hashed)
+                    self._wake()
+        finally:
+            if running is not None:  # a cancelled wait does not stop the thread, and it uses the reader
+                await asyncio.wait([running])
+            for reader in readers.values():
+                reader.close()

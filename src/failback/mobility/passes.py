@@ -1,9 +1,10 @@
 """A pass over the disks: which blocks to compare next, what was answered, how far it is (D8, D12). Pure.
 
-COMPARE disks: digests of chunks travel in the stream, a bounded number unanswered; differing blocks become dirty and the
-ordinary re-read rounds send them. FULL disks: all blocks become dirty at once. The reading is over when every chunk is
-answered; the pass is over when, after that, a batch without a gap has landed. A digest that landed and was not answered in
-time (a master target that died between the two) is asked again: comparing twice changes nothing.
+COMPARE disks: digests of chunks travel in the stream, a bounded number unanswered. An answer with digests of pieces makes its
+blocks wait here for the rounds that send the pieces that differ; blocks of an answer without them become dirty, and the
+ordinary re-read rounds send them whole. FULL disks: all blocks become dirty at once. The reading is over when every chunk
+is answered and no block waits; the pass is over when, after that, a batch without a gap has landed. A digest that landed and
+was not answered in time (a master target that died between the two) is asked again: comparing twice changes nothing.
 """
 
 from __future__ import annotations
@@ -12,14 +13,18 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from failback.mobility.capture.values import Differing
 from failback.model.components import MobilityAssignment, SourceDisk, SyncMode, SyncProgress
 from failback.model.ids import PassId
 from failback.model.stream import BLOCK_BYTES, Operation
 from failback.protocol.extents import EXTENT
-from failback.protocol.messages import DigestReply
+from failback.protocol.messages import DIGEST_BYTES, DigestReply
 
 CHUNK_BLOCKS = 512
+PIECE_BYTES = 4096
 MOST_UNANSWERED = 8
+MOST_WAITING = 4096
+"""Blocks that wait for their pieces to be sent; no further chunk is hashed then."""
 ANSWER_SECONDS = 60.0
 
 
@@ -114,11 +119,18 @@ class SyncPass:
         self._taken: list[Chunk] = []
         """Given out by ``next_chunk`` and not sent yet."""
         self._unanswered: dict[int, _Unanswered] = {}
+        self._waiting: deque[Differing] = deque()
+        self._unspooled: set[Differing] = set()
+        """Waiting, or their pieces are on the way to the process server: a restart compares them again."""
+
+    @property
+    def answered_all(self) -> bool:
+        return all(state.read for state in self.disks.values())
 
     @property
     def read(self) -> bool:
-        """Every chunk is answered: what remains is to send the dirty blocks."""
-        return all(state.read for state in self.disks.values())
+        """Every chunk is answered and no block waits: what remains is to send the dirty blocks."""
+        return not self._waiting and self.answered_all
 
     def holds_back(self, dirty_blocks: int) -> bool:
         """Whether disks are still compared or copied. A pass over no disk is none: it only waits for what is re-sent (D6), and
@@ -127,7 +139,7 @@ class SyncPass:
 
     def next_chunk(self) -> Chunk | None:
         """What to hash next; None when nothing is left or enough is unanswered. The chunk counts as taken."""
-        if len(self._unanswered) >= MOST_UNANSWERED:
+        if len(self._unanswered) >= MOST_UNANSWERED or len(self._waiting) >= MOST_WAITING:
             return None
         chunk = self._next_chunk()
         if chunk is not None:
@@ -167,15 +179,35 @@ class SyncPass:
                 del self._unanswered[number]
                 self.disks[waiting.chunk.disk_index].again.append(waiting.chunk)
 
-    def answered(self, reply: DigestReply) -> Chunk | None:
-        """Take a reply; the chunk whose differing blocks are to be marked, or None for one that nobody waits for."""
+    def answered(self, reply: DigestReply, key: int = 0) -> Chunk | None:
+        """Take a reply; the chunk that it answers, or None for one that nobody waits for. Differing blocks are to be marked
+        unless the reply has digests of pieces (made with ``key``): then they wait here."""
         waiting = self._unanswered.pop(reply.sequence, None)
         if waiting is None:
             return None
         state = self.disks[waiting.chunk.disk_index]
         state.answered_blocks += waiting.chunk.count
         state.differing_blocks += int.from_bytes(reply.differing, "little").bit_count()
+        if has_pieces(reply):
+            found = _differing(waiting.chunk, reply, key)
+            self._waiting.extend(found)
+            self._unspooled.update(found)
         return waiting.chunk
+
+    @property
+    def waiting(self) -> bool:
+        return bool(self._waiting)
+
+    def take_waiting(self, most: int) -> list[Differing]:
+        """The next blocks whose pieces are to be sent; give them back when that could not be done."""
+        return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+
+    def give_back(self, blocks: Sequence[Differing]) -> None:
+        self._waiting.extendleft(reversed(blocks))
+
+    def spooled(self, blocks: Iterable[Differing]) -> None:
+        """Their pieces are durable at the process server."""
+        self._unspooled.difference_update(blocks)
 
     def reread(self, blocks: Iterable[tuple[int, int]], extents: bytes) -> None:
         """Blocks were read again; ``extents`` says what of them travels as data (zeroes do not)."""
@@ -194,8 +226,26 @@ class SyncPass:
                 item.chunk.first_block for item in self._unanswered.values() if item.chunk.disk_index == index
             ]
             open_blocks += [chunk.first_block for chunk in (*state.again, *self._taken) if chunk.disk_index == index]
+            open_blocks += [one.block for one in self._unspooled if one.disk_index == index]
             low[index] = min([state.next_block, *open_blocks])
         return low
 
     def progress(self, done: bool) -> tuple[SyncProgress, ...]:
         return tuple(state.progress(done) for state in self.disks.values())
+
+
+def has_pieces(reply: DigestReply) -> bool:
+    return bool(reply.pieces) and reply.block_pieces * PIECE_BYTES == BLOCK_BYTES
+
+
+def _differing(chunk: Chunk, reply: DigestReply, key: int) -> list[Differing]:
+    """The reply's differing blocks, each with its share of the digests of pieces."""
+    bits = int.from_bytes(reply.differing, "little")
+    numbers = [number for number in range(reply.count) if bits >> number & 1]
+    size = reply.block_pieces * DIGEST_BYTES
+    return [
+        Differing(
+            chunk.disk_index, chunk.first_block + number, key, PIECE_BYTES, reply.pieces[at * size : (at + 1) * size]
+        )
+        for at, number in enumerate(numbers)
+    ]

@@ -15,13 +15,14 @@ import asyncio
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from failback.errors import FailbackError, FreezeError
 from failback.mobility import assemble, gaps
 from failback.mobility.capture.session import CaptureSession
+from failback.mobility.capture.values import Differing
 from failback.mobility.comparing import Comparing
 from failback.mobility.config import Compression
 from failback.mobility.hashing import Hashed
@@ -35,6 +36,7 @@ from failback.mobility.outstanding import (
     Sent,
     interval_seconds,
 )
+from failback.mobility.passes import has_pieces
 from failback.mobility.resuming import decide_pass, resume
 from failback.mobility.settling import settle
 from failback.mobility.upstream import Upstream
@@ -55,6 +57,10 @@ REREAD_BLOCKS = 128
 MOST_REREADS = 3
 """Rounds sent and not yet durable at the process server."""
 REREAD_PAUSE_SECONDS = 0.5
+DIFFERING_BLOCKS = 256
+"""Of a comparison, in one round: read whole, of each as much is sent as differs."""
+MOST_DIFFERING_ROUNDS = 8
+CLOSING_SECONDS = 0.02
 
 
 class Stream:
@@ -88,6 +94,7 @@ class Stream:
         self._dirty = 0
         self._open_rereads = 0
         self._open_blocks = 0
+        self._open_differing = 0
         self._reread_after = 0.0
         self._batch_wanted = False
         self._closed_at = time.monotonic()
@@ -219,6 +226,7 @@ class Stream:
         self._counters, self._dirty = resumed.counters, resumed.dirty_blocks
         decided, begin_at = decide_pass(self._session, self._memory, self.assignment, resumed)
         self.pass_done = decided.done
+        self._comparing.greeted(welcome)
         if decided.start:
             await self._comparing.start(decided.modes, begin_at)
             self._dirty = await self._call(self._session.dirty_blocks)
@@ -252,8 +260,10 @@ class Stream:
             if spooled is not None or landed is not None:
                 await self._call(settle, self._session, spooled, landed)
             if spooled is not None and spooled.rereads:
-                self._open_rereads -= len(spooled.rereads)
+                self._open_differing -= sum(1 for reread in spooled.rereads if reread.compared)
+                self._open_rereads -= sum(1 for reread in spooled.rereads if not reread.compared)
                 self._open_blocks -= sum(len(reread.blocks) for reread in spooled.rereads)
+                self._comparing.spooled(spooled.rereads)
                 self._dirty = await self._call(self._session.dirty_blocks)
             if landed is not None:
                 self._note_landed(landed, now_ns)
@@ -280,9 +290,9 @@ class Stream:
         chunk = await comparing.take_reply(reply)
         if chunk is None:
             return
-        if any(reply.differing):
+        if any(reply.differing) and not has_pieces(reply):
             self._dirty = max(1, self._dirty)
-        if comparing.current is not None and comparing.current.read:
+        if comparing.current is not None and comparing.current.answered_all:
             self._gaps.consistent_from = self._session.produced_position()
             self._batch_wanted = True
             log.info("every block is compared", pass_id=self.assignment.pass_id)
@@ -300,33 +310,43 @@ class Stream:
         waiting = self._session.produced_position() - self._session.cursor()
         self.backlog_bytes = waiting + outstanding.unspooled_bytes
         now = time.monotonic()
-        dirty = self._dirty > self._open_blocks and self._open_rereads < MOST_REREADS
-        reread = dirty and now >= self._reread_after
-        if reread and waiting <= 2 * self.assignment.batch_bytes:
-            return await self._batch(reread_blocks=REREAD_BLOCKS)
-        hashed = not self._comparing.hashed.empty()
-        due = waiting >= self.assignment.batch_bytes or self._batch_due(waiting, now - self._closed_at)
-        if due or (hashed and waiting):
-            await self._batch()
-        if hashed:
+        if not self._comparing.hashed.empty():  # first: the answer takes its time
+            if waiting:
+                await self._batch()
             await self._digests(self._comparing.hashed.get_nowait())
-        return due or hashed
+            return True
+        if now >= self._reread_after and waiting <= 2 * self.assignment.batch_bytes:
+            if self._dirty > self._open_blocks and self._open_rereads < MOST_REREADS:
+                return await self._batch(reread_blocks=REREAD_BLOCKS)
+            current = self._comparing.current
+            if current is not None and current.waiting and self._open_differing < MOST_DIFFERING_ROUNDS:
+                return await self._batch(differing=current.take_waiting(DIFFERING_BLOCKS))
+        due = waiting >= self.assignment.batch_bytes or self._batch_due(waiting, now - self._closed_at)
+        if due:
+            await self._batch()
+        return due
 
     def _batch_due(self, waiting: int, elapsed: float) -> bool:
-        if elapsed < interval_seconds(self.assignment.batch_milliseconds, self._outstanding.unlanded_items):
-            return False
         current = self._comparing.current
         closing = self._gap is not GapCause.NONE and not self._dirty and (current is None or current.read)
+        if closing and current is not None and elapsed >= CLOSING_SECONDS:
+            return True
+        if elapsed < interval_seconds(self.assignment.batch_milliseconds, self._outstanding.unlanded_items):
+            return False
         return waiting > 0 or closing or self._batch_wanted or elapsed >= KEEPALIVE_SECONDS
 
-    async def _batch(self, *, reread_blocks: int = 0, up_to: int | None = None, mark: Mark | None = None) -> bool:
+    async def _batch(self, *, reread_blocks: int = 0, differing: Sequence[Differing] = (), up_to: int | None = None,
+                     mark: Mark | None = None) -> bool:  # fmt: skip
         wanted = assemble.Wanted(
             sequence=self._outstanding.next_sequence, limit_bytes=self.assignment.batch_bytes,
-            reread_blocks=reread_blocks, up_to=up_to,
+            reread_blocks=reread_blocks, differing=differing, up_to=up_to,
         )  # fmt: skip
         content = await self._call(assemble.assemble, self._session, wanted, self._compression)
+        current = self._comparing.current
         if content.refused:
             self._reread_after = time.monotonic() + REREAD_PAUSE_SECONDS
+            if current is not None:
+                current.give_back(differing)
         self._note_counters(content)
         current = self._comparing.current
         pass_open = current is not None and current.holds_back(content.dirty_blocks)
@@ -344,9 +364,10 @@ class Stream:
         self._closed_at = time.monotonic()
         self._batch_wanted = False
         if content.reread is not None:
-            self._open_rereads += 1
+            self._open_differing += bool(content.reread.compared)
+            self._open_rereads += not content.reread.compared
             self._open_blocks += len(content.reread.blocks)
-            self._comparing.reread(content.reread.blocks, content.reread.extents)
+            self._comparing.reread(content.reread)
         if missed:
             log.error("the capture missed writes of unknown extent: every disk is compared")
             self._comparing.start_over()

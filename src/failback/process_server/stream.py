@@ -18,7 +18,7 @@ from failback.model.ids import MachineId
 from failback.process_server.space import SpoolSpace
 from failback.process_server.spool import Spool
 from failback.protocol import layout
-from failback.protocol.messages import Ack, DigestReply, Hello, Welcome
+from failback.protocol.messages import FEATURES, Ack, DigestReply, Hello, Welcome
 from failback.runtime import logs
 from failback.transport.link import Link
 
@@ -64,6 +64,7 @@ class MachineStream:
             landed_sequence=state.landed_sequence,
             landed_ring=state.landed_ring,
             incarnation=state.incarnation,
+            features=FEATURES,
         )
 
     def hello(self) -> Hello:

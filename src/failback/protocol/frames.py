@@ -65,6 +65,8 @@ _CONTROL_TYPES: dict[type[Any], FrameType] = {
     Refusal: FrameType.REFUSAL,
 }
 _CONTROL_CLASSES = {frame_type: cls for cls, frame_type in _CONTROL_TYPES.items()}
+_ONLY_WHEN_FILLED = ("features",)
+"""Fields that came after the first release: left out when empty, so that the bytes of the first stay what they were."""
 _STAGING_BYTES = 64 << 10
 
 
@@ -87,7 +89,8 @@ def encode(message: Message | RawItem) -> list[bytes | memoryview]:  # noqa: PLR
         return [_headers(FrameType.PING, layout.NONCE.pack(message.nonce), 0)]
     if isinstance(message, Pong):
         return [_headers(FrameType.PONG, layout.NONCE.pack(message.nonce), 0)]
-    body = json.dumps(records.encode(message), sort_keys=True, separators=(",", ":")).encode()
+    fields = {name: value for name, value in records.encode(message).items() if value or name not in _ONLY_WHEN_FILLED}
+    body = json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
     typed = layout.CONTROL.pack(checksum(body))
     return [_headers(_CONTROL_TYPES[type(message)], typed, len(body)) + body]
 
@@ -132,18 +135,19 @@ def _encode_digests(digests: Digests) -> list[bytes | memoryview]:
     typed = layout.DIGESTS.pack(
         uuid_bytes(digests.machine_id, "machine id"), digests.epoch, digests.sequence, digests.position,
         uuid_bytes(digests.pass_id, "pass id"), digests.disk_index, 0, digests.block_bytes,
-        digests.first_block, digests.key, count, 0, checksum(digests.digests),
+        digests.first_block, digests.key, count, digests.piece_bytes, checksum(digests.digests),
     )  # fmt: skip
     return [_headers(FrameType.DIGESTS, typed, len(digests.digests)), digests.digests]
 
 
 def _encode_digest_reply(reply: DigestReply) -> list[bytes | memoryview]:
+    body = reply.differing + reply.pieces
     typed = layout.DIGEST_REPLY.pack(
         uuid_bytes(reply.machine_id, "machine id"), reply.epoch, reply.sequence,
-        uuid_bytes(reply.pass_id, "pass id"), reply.disk_index, 0, reply.count, reply.first_block,
-        checksum(reply.differing),
+        uuid_bytes(reply.pass_id, "pass id"), reply.disk_index, reply.block_pieces, reply.count, reply.first_block,
+        checksum(body),
     )  # fmt: skip
-    return [_headers(FrameType.DIGEST_REPLY, typed, len(reply.differing)) + reply.differing]
+    return [_headers(FrameType.DIGEST_REPLY, typed, len(body)) + body]
 
 
 def _ack_header(ack: Ack) -> bytes:
@@ -294,12 +298,14 @@ def _decode_json(frame_type: FrameType, expected: bytes, body: bytes) -> Message
 
 
 def _decode_digest_reply(typed: memoryview, body: bytes) -> DigestReply:
-    machine, epoch, sequence, pass_id, disk_index, _reserved, count, first_block, expected = (
+    machine, epoch, sequence, pass_id, disk_index, block_pieces, count, first_block, expected = (
         layout.DIGEST_REPLY.unpack(typed)
     )  # fmt: skip
     if checksum(body) != expected:
         raise IntegrityError(f"the reply to digests {sequence} does not match its checksum")
-    if len(body) != (count + 7) // 8:
+    bitmap = body[: (count + 7) // 8]
+    wanted = len(bitmap) + int.from_bytes(bitmap, "little").bit_count() * block_pieces * DIGEST_BYTES
+    if len(bitmap) != (count + 7) // 8 or len(body) != wanted:
         raise ProtocolError(f"the reply to digests {sequence} has {len(body)} bytes for {count} blocks")
     return DigestReply(
         machine_id=MachineId(uuid_text(machine)),
@@ -309,7 +315,9 @@ def _decode_digest_reply(typed: memoryview, body: bytes) -> DigestReply:
         disk_index=disk_index,
         first_block=first_block,
         count=count,
-        differing=body,
+        differing=bitmap,
+        block_pieces=block_pieces,
+        pieces=body[len(bitmap) :],
     )
 
 

@@ -69,6 +69,7 @@ class ItemHeader:
     block_bytes: int = 0
     first_block: int = 0
     key: int = 0
+    piece_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -138,6 +139,7 @@ class RawItem:
                 first_block=header.first_block,
                 key=header.key,
                 digests=bytes(self.payload),
+                piece_bytes=header.piece_bytes,
             )
         return Batch(
             machine_id=header.machine_id,
@@ -277,7 +279,7 @@ _NOTHING = checksum(b"")
 def _digests_header(frame: FrameHeader, data: Buffer) -> ItemHeader:
     (
         machine, epoch, sequence, position, pass_id, disk_index, _reserved1, block_bytes,
-        first_block, key, count, _reserved2, digests_checksum,
+        first_block, key, count, piece_bytes, digests_checksum,
     ) = layout.DIGESTS.unpack_from(data, layout.FRAME_HEADER_BYTES)  # fmt: skip
     if frame.body_bytes != count * DIGEST_BYTES:
         raise ProtocolError(f"item {sequence} has {frame.body_bytes} bytes for {count} digests")
@@ -301,6 +303,7 @@ def _digests_header(frame: FrameHeader, data: Buffer) -> ItemHeader:
         block_bytes=block_bytes,
         first_block=first_block,
         key=key,
+        piece_bytes=piece_bytes,
     )
 
 

@@ -53,6 +53,13 @@ class Welcome:
     landed_sequence: int
     landed_ring: int
     incarnation: str
+    features: tuple[str, ...] = ()
+    """What the receiver can do beyond the version's first form; see ``FEATURES``."""
+
+
+PIECE_DIGESTS = "piece-digests"
+"""Replies to digests may carry digests of the pieces of blocks that differ."""
+FEATURES = (PIECE_DIGESTS,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +93,8 @@ class Digests:
     """Digests of consecutive blocks of one disk, to be compared with the replica at exactly this place (D12).
 
     Each digest is XXH3-128 of the block's bytes with ``key`` (random for each pass) as the seed, big-endian canonical
-    form, 16 bytes. The last block of a disk may be shorter.
+    form, 16 bytes. The last block of a disk may be shorter. ``piece_bytes`` above 0 asks for the replica's digests of the
+    pieces of blocks that differ; a master target that does not know it answers without them.
     """
 
     machine_id: MachineId
@@ -99,11 +107,16 @@ class Digests:
     first_block: int
     key: int
     digests: bytes
+    piece_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class DigestReply:
-    """``differing`` is a bitmap, least significant bit first, of ``count`` blocks from ``first_block``."""
+    """``differing`` is a bitmap, least significant bit first, of ``count`` blocks from ``first_block``.
+
+    ``pieces`` holds, for each differing block in order, ``block_pieces`` digests of the replica's pieces, with the same key;
+    those behind the disk's end are zero. 0 and empty when the asker did not want them or they are no longer known.
+    """
 
     machine_id: MachineId
     epoch: int
@@ -113,6 +126,8 @@ class DigestReply:
     first_block: int
     count: int
     differing: bytes
+    block_pieces: int = 0
+    pieces: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,6 +84,7 @@ def installed(
         (journal, "_readers", lambda: inline),
         (libbpf, "hash_elements", lambda handle, *_: handle.elements()),
         (rereading, "read_direct", read),
+        (rereading, "_readers", lambda: inline),
         (session, "read_direct", read),
         (session, "writes_in_flight", lambda _: len(machine.in_flight)),
         (comparing, "BlockHasher", Hasher),

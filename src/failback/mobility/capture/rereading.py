@@ -10,17 +10,23 @@ generation covers one of the blocks. A wait of 2 s without either proves nothing
 
 from __future__ import annotations
 
+import functools
 import mmap
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+
+import xxhash
 
 from failback.mobility.capture import libbpf
 from failback.mobility.capture.block_device import read_direct
 from failback.mobility.capture.block_maps import Run
 from failback.mobility.capture.layout import GENERATION_SLOTS, INFLIGHT
 from failback.mobility.capture.pins import Control, DiskPlace
+from failback.mobility.capture.values import Differing
 from failback.model.stream import BLOCK_BYTES, ExtentFlag, Operation
 from failback.protocol.extents import EXTENT
+from failback.protocol.messages import DIGEST_BYTES
 
 GRACE_SECONDS = 2.0
 _FIRST_SLEEP_SECONDS = 0.0001
@@ -28,7 +34,15 @@ _LONGEST_SLEEP_SECONDS = 0.01
 _SCAN_AFTER_SECONDS = 0.05
 _SECTORS_PER_BLOCK = BLOCK_BYTES // 512
 READ_SPAN_BYTES = 4 << 20
+READERS = 8
+"""Reads under way at once: a single one waits for the disk most of the time."""
 _ZERO_BLOCK = bytes(BLOCK_BYTES)
+
+
+@functools.cache
+def _readers() -> Executor:
+    """The threads that read a round's blocks."""
+    return ThreadPoolExecutor(READERS, thread_name_prefix="re-reading")
 
 
 def raise_generation(control: Control) -> tuple[int, bool]:
@@ -113,6 +127,22 @@ class Gathered:
                 self._classify(place.disk.index, (offset + block, size), view[at + block : at + block + size], holes)
         return length
 
+    def read_differing(self, blocks: Iterable[tuple[DiskPlace, int, Differing]], memory: mmap.mmap) -> None:
+        """Read the blocks (with their descriptors); take over the pieces that differ from the replica's."""
+        view = memoryview(memory)
+        jobs = []
+        for number, (place, descriptor, wanted) in enumerate(blocks):
+            offset = wanted.block * BLOCK_BYTES
+            size = min(BLOCK_BYTES, place.disk.size_bytes - offset)
+            content = view[number * BLOCK_BYTES : number * BLOCK_BYTES + size]
+            jobs.append((descriptor, offset, content, wanted))
+        for (_, offset, content, wanted), (holes, pieces) in zip(
+            jobs, _readers().map(_read_and_compare, jobs), strict=True
+        ):
+            self.unreadable += [(wanted.disk_index, hole, size) for hole, size in holes]
+            for at, size in pieces:
+                self._classify(wanted.disk_index, (offset + at, size), content[at : at + size], holes)
+
     def _classify(self, disk: int, block: Run, content: memoryview, holes: Sequence[tuple[int, int]]) -> None:
         """A block that is all zero becomes a ZERO extent, holes are left out, all else is DATA."""
         offset, size = block
@@ -120,7 +150,7 @@ class Gathered:
             for first, count in _without(offset, size, holes):
                 self._add(disk, Operation.DATA, first, count)
                 self._append(content[first - offset : first - offset + count])
-        elif bytes(content[:64]) == _ZERO_BLOCK[:64] and bytes(content) == _ZERO_BLOCK[:size]:
+        elif content[:64] == _ZERO_BLOCK[:64] and content == _ZERO_BLOCK[:size]:
             self._add(disk, Operation.ZERO, offset, size)
         else:
             self._add(disk, Operation.DATA, offset, size)
@@ -143,6 +173,23 @@ class Gathered:
         return b"".join(
             EXTENT.pack(disk, operation, flag, length, offset) for disk, operation, offset, length in self._rows
         )
+
+
+def _read_and_compare(
+    job: tuple[int, int, memoryview, Differing],
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """What could not be read, as ``read_direct`` tells it, and the (place, size) of the block's pieces that differ."""
+    descriptor, offset, content, wanted = job
+    holes = read_direct(descriptor, content, offset)
+    if holes:
+        return holes, [(0, len(content))]
+    found = []
+    for number, at in enumerate(range(0, len(content), wanted.piece_bytes)):
+        piece = content[at : at + wanted.piece_bytes]
+        theirs = wanted.pieces[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]
+        if xxhash.xxh3_128_digest(piece, wanted.key) != theirs:
+            found.append((at, len(piece)))
+    return [], found
 
 
 def _without(start: int, size: int, holes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -27,7 +27,7 @@ from failback.mobility.capture.layout import (
 )
 from failback.mobility.capture.pins import Control, DiskPlace, KernelParts
 from failback.mobility.capture.ring import Ring
-from failback.mobility.capture.values import BlocksRead, CaptureDisk, Collected, Counters, Reread, SelfTest
+from failback.mobility.capture.values import BlocksRead, CaptureDisk, Collected, Counters, Differing, Reread, SelfTest
 from failback.model.stream import BLOCK_BYTES, MAXIMUM_DISKS
 from failback.protocol.extents import EXTENT, SECTOR_BYTES
 from failback.runtime import faults, logs
@@ -317,6 +317,31 @@ class CaptureSession:
             raise
         return Reread(p0, self._ring.produced(), gathered.table(), gathered.payload, gathered.payload_bytes, blocks, True, "",
                       tuple(gathered.unreadable), generation)  # fmt: skip
+
+    def reread_differing(self, wanted: Sequence[Differing]) -> Reread:
+        """A D8 round over blocks that a comparison found different: of each, the pieces that differ from the replica's.
+
+        They need not be dirty, so writes to them are captured all the while. A sector that no record of the stream covers has
+        been the same since before the comparison, one that a record covers is right on the replica already: so a piece that
+        equals the replica's at the place of the comparison need not travel, however much is written meanwhile. Nothing is
+        remembered here: whoever asked compares again what was not spooled. ``ok`` false: ask again later.
+        """
+        blocks = sorted(wanted, key=lambda one: (one.disk_index, one.block))
+        runs = [(self._by_index[one.disk_index].base_block + one.block, 1) for one in blocks]
+        untracked = self._control.get("untracked")
+        p0 = self._ring.produced()
+        generation, clean = rereading.raise_generation(self._control)
+        done = rereading.older_writes_done(self._control, self._parts.maps["inflight"], generation, clean, runs)
+        if not done or self._control.get("untracked") != untracked:
+            reason = "older writes are still in flight" if not done else "the in-flight table was full"
+            self._settle_lost(generation)
+            return Reread(p0, p0, b"", (), 0, (), False, reason, generation=generation, compared=wanted)
+        gathered = rereading.Gathered()
+        memory = self._buffer.take(len(blocks) * BLOCK_BYTES)
+        places = [(self._by_index[one.disk_index], self._readers[one.disk_index], one) for one in blocks]
+        gathered.read_differing(places, memory)
+        return Reread(p0, self._ring.produced(), gathered.table(), gathered.payload, gathered.payload_bytes, (), True, "",
+                      tuple(gathered.unreadable), generation, wanted)  # fmt: skip
 
     def reread_durable(self, reread: Reread) -> None:
         """The re-read is spooled: its blocks are no longer pending. Release the records up to its p0 first: coming again after a

@@ -46,6 +46,18 @@ class Collected:
 
 
 @dataclass(frozen=True, slots=True)
+class Differing:
+    """A block that a comparison found different, with the replica's digests of its pieces (D12)."""
+
+    disk_index: int
+    block: int
+    key: int
+    piece_bytes: int
+    pieces: bytes
+    """16 bytes of XXH3-128 a piece; those behind the disk's end are zero."""
+
+
+@dataclass(frozen=True, slots=True)
 class Reread:
     """One round of fuzzy copy (D8). When ``ok`` is false nothing was read, the blocks are dirty again, and ``reason`` tells
     why; ask again later. Otherwise emit, inside one batch: records up to ``p0``, these extents (flag REREAD), records
@@ -65,6 +77,8 @@ class Reread:
     """(disk index, offset, length) that the device could not read after a second try: named holes (D12); not in extents."""
     generation: int = 0
     """The round's number."""
+    compared: Sequence[Differing] = ()
+    """Instead of ``blocks``: of these only the pieces that differ are in it; they were not dirty and are not pending."""
 
 
 @dataclass(frozen=True, slots=True)
