@@ -10,6 +10,8 @@ from failback.configuration_server.workflows.world import Timing
 from failback.errors import ConfigurationError
 from failback.runtime import config
 
+MOST_CERTIFICATE_DAYS = 825
+
 
 class Site(enum.Enum):
     """Which side of a failback a fabric is."""
@@ -46,6 +48,8 @@ class ServerConfig:
     """Pause between two passes of the monitors."""
     crash_consistent_seconds: int = 300
     """Distance of catalogued crash-consistent points under the failback policy."""
+    certificate_days: float = 365.0
+    """Life of the certificates of components; they renew them themselves when a third of it is left."""
     limits: Timing = field(default_factory=Timing)
     """How long jobs wait for what; see ``[limits]`` in the sample."""
     log_level: str = "INFO"
@@ -61,4 +65,8 @@ def load(path: Path) -> ServerConfig:
         raise ConfigurationError(f"{path}: two fabrics are named {doubled[0]!r}", remedy="give each its own name")
     if not 0 <= loaded.listen_port < 65536:
         raise ConfigurationError(f"{path}: listen_port {loaded.listen_port} is not a TCP port")
+    if not 0 < loaded.certificate_days <= MOST_CERTIFICATE_DAYS:
+        raise ConfigurationError(
+            f"{path}: certificate_days: more than 0 and at most {MOST_CERTIFICATE_DAYS} are needed"
+        )
     return loaded

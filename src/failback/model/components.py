@@ -47,6 +47,29 @@ class Enrolled:
 
 
 @dataclass(frozen=True, slots=True)
+class Renewal:
+    """Request body of ``POST /components/v1/renew``, with the client certificate that is to be followed by another one.
+
+    The answer is an :class:`Enrolled`. The certificate of before stays valid until it ends by itself.
+    """
+
+    hostname: str
+    csr_pem: str
+    hardware_id: str
+    version: str
+    addresses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DeniedCertificates:
+    """Certificates that were revoked and have not expired, by serial number (hexadecimal, lower case), and components."""
+
+    digest: str = ""
+    serials: tuple[str, ...] = ()
+    components: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """Where a data-plane server listens and whose certificate it must show."""
 
@@ -308,6 +331,8 @@ class Heartbeat:
     assignment_generation: int = 0
     """The newest assignment that the component has taken; 0 after its start."""
     wait_seconds: float = 0.0
+    denied_digest: str | None = None
+    """Digest of the newest :class:`DeniedCertificates` that the component has; None from one that knows no such list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,3 +346,5 @@ class HeartbeatReply:
     """All orders of this component that are not finished, oldest first."""
     known_as: str = "expected"
     """``expected``, or ``other-hardware``: the certificate is right but the hardware is not that of the live side (D2)."""
+    denied: DeniedCertificates | None = None
+    """The whole list when it is another than the component has; None otherwise."""

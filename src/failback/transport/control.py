@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +22,10 @@ from failback.model.components import Heartbeat, HeartbeatReply, Order, OrderRep
 from failback.model.ids import OrderId
 from failback.runtime import host, logs, records
 from failback.runtime.clock import SystemClock, boot_id
+from failback.runtime.durable_files import PUBLIC, replace_file
 from failback.transport.https import ControlConfig, HttpsClient
 from failback.transport.identity import Identity
+from failback.transport.renewal import CertificateKeeper
 
 log = logs.get(__name__)
 
@@ -84,6 +85,7 @@ class ControlLoop(Generic[Assignment]):
                 group.create_task(self._listen(group)),
                 group.create_task(self._tell(group)),
                 group.create_task(self._apply_offers()),
+                group.create_task(CertificateKeeper(self._identity, self._config).run(), name="certificate"),
             ]
             await stop.wait()
             if self._listener is not None:
@@ -145,6 +147,7 @@ class ControlLoop(Generic[Assignment]):
             reports=tuple(self._reports.values()),
             assignment_generation=self._seen_generation,
             wait_seconds=wait_seconds,
+            denied_digest=self._identity.denied.digest,
         )
         body = records.encode(heartbeat)
         answer = await asyncio.to_thread(
@@ -153,16 +156,15 @@ class ControlLoop(Generic[Assignment]):
         return records.decode(answer, HeartbeatReply, "heartbeat answer")
 
     def _client(self) -> HttpsClient:
-        identity = self._identity
-        return HttpsClient(
-            self._config.url, ca_file=identity.ca_path, certificate=(identity.certificate_path, identity.key_path)
-        )
+        return HttpsClient.of(self._identity, self._config.url)
 
     # --- taking what the server says --------------------------------------------------------------------------------
 
     def _take(self, reply: HeartbeatReply, group: asyncio.TaskGroup) -> None:
         if self._on_known_as is not None:
             self._on_known_as(reply.known_as)
+        if reply.denied is not None:
+            self._identity.denied.take(reply.denied)
         if reply.assignment is not None and reply.assignment_generation > self._seen_generation:
             assignment = records.decode(reply.assignment, self._kind, "assignment")
             self._seen_generation = reply.assignment_generation
@@ -258,12 +260,7 @@ class ControlLoop(Generic[Assignment]):
             "generation": generation,
             "assignment": records.encode(assignment),
         }
-        partial = self._file.with_suffix(".partial")
-        with partial.open("w", encoding="utf-8") as stream:
-            json.dump(content, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(self._file)
+        replace_file(self._file, json.dumps(content).encode("utf-8"), PUBLIC)
 
     def _restore(self) -> None:
         """Take the remembered assignment, as something older than whatever the server will say."""

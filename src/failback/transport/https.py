@@ -14,11 +14,14 @@ import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from failback.errors import AuthenticationError, ConfigurationError, FailbackError, PeerError, from_dict
 from failback.model.components import Role
+
+if TYPE_CHECKING:
+    from failback.transport.identity import Identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,17 @@ class HttpsClient:
                 f"cannot use the certificates for {url}: {error}", remedy="check ca_file"
             ) from error
         self._context.minimum_version = ssl.TLSVersion.TLSv1_3
+        self._identity: Identity | None = None
+        self._generation = 0
         self._connection: http.client.HTTPSConnection | None = None
+
+    @classmethod
+    def of(cls, identity: Identity, url: str) -> HttpsClient:
+        """A client that shows the identity's certificate, and the one that follows it once that was loaded."""
+        client = cls(url, ca_file=identity.ca_path, certificate=(identity.certificate_path, identity.key_path))
+        client._identity, client._generation = identity, identity.generation
+        identity.follow(client._context)
+        return client
 
     def post(self, path: str, body: Any, *, timeout_seconds: float) -> Any:
         """POST and return the decoded answer.
@@ -76,6 +89,9 @@ class HttpsClient:
         body says otherwise.
         """
         encoded = json.dumps(body).encode("utf-8")
+        if self._identity is not None and self._generation != self._identity.generation:
+            self._generation = self._identity.generation
+            self.close()  # the next connection shows the new certificate
         try:
             status, content = self._exchange(path, encoded, timeout_seconds)
         except ssl.SSLCertVerificationError as error:
@@ -119,7 +135,7 @@ class HttpsClient:
                 f"this component's certificate has expired on {end:%Y-%m-%d}",
                 code="CertificateExpired",
                 possible_causes="it was enrolled more than a year ago, or this machine's clock is wrong",
-                remedy=f"remove {self._certificate.parent} and enrol again (passphrase_file); the component id stays",
+                remedy="put a one-time token (failback component token) into its token_file: it enrols again by itself",
             )
 
     def _exchange(self, path: str, encoded: bytes, timeout_seconds: float) -> tuple[int, bytes]:

@@ -3,7 +3,8 @@
 The identity directory holds ``component.json``, ``certificate.pem``, ``ca.pem`` and ``key.pem`` (mode 0600). The key is
 made here and never leaves the machine; enrolment sends a signing request with the passphrase or a one-time token.
 ``component.json`` is written last, so that a half-written identity counts as none and enrolment starts again;
-enrolling the same hardware in the same role again gives the same component id.
+enrolling the same hardware in the same role again gives the same component id. A pair that follows another one is written
+as ``next-key.pem``, ``next-certificate.pem`` and then renamed, which :func:`load` finishes after a crash.
 
 Peers are known by their certificate: the subject's CN is the component id, its OU the role.
 """
@@ -12,43 +13,68 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import ssl
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from failback import __version__
 from failback.errors import AuthenticationError, ConfigurationError, FailbackError, PeerError
-from failback.model.components import Enrolled, Enrolment, Role
+from failback.model.components import Enrolled, Enrolment, Renewal, Role
 from failback.model.ids import ComponentId
-from failback.runtime import host, logs, records
+from failback.runtime import faults, host, logs, records
+from failback.runtime.durable_files import PUBLIC, rename_file, replace_file
+from failback.transport.denied import DenyList
 from failback.transport.https import ControlConfig, HttpsClient
 
 log = logs.get(__name__)
 
 _RETRY_SECONDS = 5.0
+_KEY, _CERTIFICATE = "key.pem", "certificate.pem"
+_NEXT_KEY, _NEXT_CERTIFICATE = "next-key.pem", "next-certificate.pem"
 
 
 @dataclass(frozen=True, slots=True)
 class PeerIdentity:
     component_id: ComponentId
     role: Role
+    serial: str = ""
+    """Of its certificate: hexadecimal, lower case, without leading zeros."""
 
 
-@dataclass(frozen=True, slots=True)
 class Identity:
-    component_id: ComponentId
-    role: Role
-    directory: Path
+    """A component's own certificate and what is made of it. ``denied``: the certificates of others that were revoked.
+
+    Contexts follow the certificate: after :meth:`reload` every new connection shows the new one, whatever context was
+    handed out before; connections that live are not touched.
+    """
+
+    def __init__(self, component_id: ComponentId, role: Role, directory: Path) -> None:
+        self.component_id = component_id
+        self.role = role
+        self.directory = directory
+        self.denied = DenyList(directory / "revoked.json")
+        self.generation = 0
+        """Grows with every :meth:`reload`."""
+        self._contexts: weakref.WeakSet[ssl.SSLContext] = weakref.WeakSet()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Identity) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[ComponentId, Role, Path]:
+        return self.component_id, self.role, self.directory
 
     @property
     def certificate_path(self) -> Path:
-        return self.directory / "certificate.pem"
+        return self.directory / _CERTIFICATE
 
     @property
     def key_path(self) -> Path:
-        return self.directory / "key.pem"
+        return self.directory / _KEY
 
     @property
     def ca_path(self) -> Path:
@@ -70,7 +96,18 @@ class Identity:
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_cert_chain(self.certificate_path, self.key_path)
         context.load_verify_locations(self.ca_path)
+        self.follow(context)
         return context
+
+    def follow(self, context: ssl.SSLContext) -> None:
+        """The context, which shows this identity, shall show its certificate of then after a :meth:`reload` too."""
+        self._contexts.add(context)
+
+    def reload(self) -> None:
+        """The files hold another pair: use it for every connection that is opened from now on."""
+        for context in list(self._contexts):
+            context.load_cert_chain(self.certificate_path, self.key_path)
+        self.generation += 1
 
 
 def peer_identity(connection: ssl.SSLObject | ssl.SSLSocket) -> PeerIdentity:
@@ -78,7 +115,8 @@ def peer_identity(connection: ssl.SSLObject | ssl.SSLSocket) -> PeerIdentity:
     certificate: Any = connection.getpeercert() or {}
     subject = {name: value for parts in certificate.get("subject", ()) for name, value in parts}
     try:
-        return PeerIdentity(ComponentId(subject["commonName"]), Role(subject["organizationalUnitName"]))
+        serial = f"{int(certificate.get('serialNumber', '0'), 16):x}"
+        return PeerIdentity(ComponentId(subject["commonName"]), Role(subject["organizationalUnitName"]), serial)
     except (KeyError, ValueError):
         raise AuthenticationError(
             "the peer's certificate names no component and role",
@@ -93,6 +131,7 @@ def load(directory: Path) -> Identity | None:
         stored = json.loads((directory / "component.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
+    _finish_following(directory)
     return Identity(ComponentId(stored["component_id"]), Role(stored["role"]), directory)
 
 
@@ -119,28 +158,60 @@ async def enrol_if_needed(state_directory: Path, config: ControlConfig, role: Ro
 
 
 def _enrol(directory: Path, config: ControlConfig, role: Role) -> Identity:
-    passphrase = _secret(config.passphrase_file)
-    token = _secret(config.token_file)
-    if not passphrase and not token:
+    if not may_enrol(config):
         raise ConfigurationError(
             "this component is not enrolled and has no passphrase_file or token_file",
             remedy="set one in [configuration_server]; the configuration server wrote its passphrase at first start",
         )
+    key_pem, enrolled = _ask_enrolment(config, role)
+    _store(directory, role, key_pem, enrolled)
+    log.info("enrolled", role=role.value, component_id=enrolled.component_id)
+    return Identity(enrolled.component_id, role, directory)
+
+
+def may_enrol(config: ControlConfig) -> bool:
+    """Whether a secret is there to enrol with. Raises ConfigurationError for a file that cannot be read."""
+    return bool(_secret(config.passphrase_file) or _secret(config.token_file))
+
+
+def _ask_enrolment(config: ControlConfig, role: Role) -> tuple[bytes, Enrolled]:
+    """(key, what the server answered)."""
     facts = host.gather()
     key_pem, csr_pem = _key_and_request(role)
     request = Enrolment(
         role=role, hostname=facts.hostname, csr_pem=csr_pem, hardware_id=facts.hardware_id, version=__version__,
-        passphrase=passphrase, token=token, addresses=config.addresses,
+        passphrase=_secret(config.passphrase_file), token=_secret(config.token_file), addresses=config.addresses,
     )  # fmt: skip
     client = HttpsClient(config.url, ca_file=config.ca_file)
     try:
         answer = client.post("/components/v1/enrol", records.encode(request), timeout_seconds=30.0)
     finally:
         client.close()
-    enrolled = records.decode(answer, Enrolled, "enrolment answer")
-    _store(directory, role, key_pem, enrolled)
-    log.info("enrolled", role=role.value, component_id=enrolled.component_id)
-    return Identity(enrolled.component_id, role, directory)
+    return key_pem, records.decode(answer, Enrolled, "enrolment answer")
+
+
+def renew(identity: Identity, config: ControlConfig) -> None:
+    """Get a certificate that follows the one of now, which has to be valid. Blocks; ``identity.reload`` comes after it.
+
+    Raises PeerError, AuthenticationError and what the server answers.
+    """
+    facts = host.gather()
+    key_pem, csr_pem = _key_and_request(identity.role)
+    request = Renewal(facts.hostname, csr_pem, facts.hardware_id, __version__, config.addresses)
+    client = HttpsClient(
+        config.url, ca_file=identity.ca_path, certificate=(identity.certificate_path, identity.key_path)
+    )
+    try:
+        answer = client.post("/components/v1/renew", records.encode(request), timeout_seconds=30.0)
+    finally:
+        client.close()
+    _store_following(identity, key_pem, records.decode(answer, Enrolled, "renewal answer"))
+
+
+def enrol_again(identity: Identity, config: ControlConfig) -> None:
+    """As :func:`renew`, with the passphrase or a token: the certificate of now has expired."""
+    key_pem, enrolled = _ask_enrolment(config, identity.role)
+    _store_following(identity, key_pem, enrolled)
 
 
 def _secret(path: Path | None) -> str:
@@ -174,29 +245,51 @@ def _key_and_request(role: Role) -> tuple[bytes, str]:
 
 def _store(directory: Path, role: Role, key_pem: bytes, enrolled: Enrolled) -> None:
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _write(directory / "key.pem", key_pem, 0o600)
-    _write(directory / "certificate.pem", enrolled.certificate_pem.encode("ascii"), 0o644)
-    _write(directory / "ca.pem", enrolled.ca_pem.encode("ascii"), 0o644)
+    for left_over in (_NEXT_CERTIFICATE, _NEXT_KEY):
+        (directory / left_over).unlink(missing_ok=True)
+    replace_file(directory / _KEY, key_pem)
+    replace_file(directory / _CERTIFICATE, enrolled.certificate_pem.encode("ascii"), PUBLIC)
+    replace_file(directory / "ca.pem", enrolled.ca_pem.encode("ascii"), PUBLIC)
     stored = {"component_id": enrolled.component_id, "role": role.value}
-    _write(directory / "component.json", json.dumps(stored).encode("utf-8"), 0o644)
+    replace_file(directory / "component.json", json.dumps(stored).encode("utf-8"), PUBLIC)
 
 
-def _write(path: Path, content: bytes, mode: int) -> None:
-    """Replace the file durably: never half-written, and with its mode from the first byte."""
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.unlink(missing_ok=True)
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    try:
-        os.write(descriptor, content)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    partial.replace(path)
-    parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
+def _store_following(identity: Identity, key_pem: bytes, enrolled: Enrolled) -> None:
+    """Replace key and certificate as one. Raises AuthenticationError for an answer that is about somebody else."""
+    if enrolled.component_id != identity.component_id:
+        raise AuthenticationError(
+            f"the configuration server knows this machine as {enrolled.component_id} now, not as {identity.component_id}",
+            possible_causes="its database is another one, or this component runs on other hardware than before",
+            remedy=f"stop this component, remove {identity.directory} and start it: it enrols as what it is now",
+        )
+    directory = identity.directory
+    _finish_following(directory)  # of a try before this one, if a full disk stopped it in the middle
+    replace_file(directory / _NEXT_KEY, key_pem)
+    faults.point("identity.key_written")
+    replace_file(directory / _NEXT_CERTIFICATE, enrolled.certificate_pem.encode("ascii"), PUBLIC)
+    faults.point("identity.certificate_written")
+    _finish_following(directory)
 
 
-__all__ = ["ControlConfig", "FailbackError", "Identity", "PeerIdentity", "enrol_if_needed", "load", "peer_identity"]
+def _finish_following(directory: Path) -> None:
+    """The pair that was written last takes its place, once both halves are there. May run again after a crash anywhere."""
+    key, certificate = directory / _NEXT_KEY, directory / _NEXT_CERTIFICATE
+    if certificate.exists():
+        if key.exists():
+            rename_file(key, directory / _KEY)
+            faults.point("identity.key_replaced")
+        rename_file(certificate, directory / _CERTIFICATE)
+
+
+__all__ = [
+    "ControlConfig",
+    "FailbackError",
+    "Identity",
+    "PeerIdentity",
+    "enrol_again",
+    "enrol_if_needed",
+    "load",
+    "may_enrol",
+    "peer_identity",
+    "renew",
+]

@@ -1,9 +1,10 @@
 """Replication links: one TLS connection carries one machine's stream from a sending to a receiving end.
 
 Both ends show certificates of the same CA; who a peer is stands in its certificate (component id and role), and a sender
-names whom it expects. :func:`open_link` connects, greets and returns when the receiver said Welcome; :func:`serve_links`
-calls ``accept(link, hello)`` for every greeting, as a task: it answers with ``link.send(Welcome(...))`` or raises a
-FailbackError, which goes to the peer as a Refusal. When ``accept`` returns or raises, the link is closed.
+names whom it expects. A revoked certificate opens no link, and ends the links that it had. :func:`open_link` connects,
+greets and returns when the receiver said Welcome; :func:`serve_links` calls ``accept(link, hello)`` for every greeting, as a
+task: it answers with ``link.send(Welcome(...))`` or raises a FailbackError, which goes to the peer as a Refusal. When
+``accept`` returns or raises, the link is closed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from failback.protocol.connection import End, negotiate
 from failback.protocol.frames import RawItem
 from failback.protocol.messages import Hello, Message, Welcome
 from failback.runtime import logs
+from failback.transport.denied import DenyList
 from failback.transport.door import Door, DoorLimits, Visitor, open_door
 from failback.transport.identity import Identity, PeerIdentity, peer_identity
 from failback.transport.wire import LinkTimes, ReceiveBudget, Wire
@@ -109,7 +111,7 @@ async def open_link(
         raise _away(endpoint, str(error)) from error
     link: Link | None = None
     try:
-        link = Link(wire, _expected_peer(wire, endpoint, expect))
+        link = Link(wire, _expected_peer(wire, endpoint, expect, identity.denied))
         async with asyncio.timeout(times.handshake_seconds):
             await link.send(hello)
             answer = await link.receive()
@@ -123,7 +125,7 @@ async def open_link(
         raise
 
 
-def _expected_peer(wire: Wire, endpoint: Endpoint, expect: Role) -> PeerIdentity:
+def _expected_peer(wire: Wire, endpoint: Endpoint, expect: Role, denied: DenyList) -> PeerIdentity:
     peer = peer_identity(wire.ssl_object)
     if peer.component_id != endpoint.component_id or peer.role is not expect:
         raise AuthenticationError(
@@ -132,7 +134,16 @@ def _expected_peer(wire: Wire, endpoint: Endpoint, expect: Role) -> PeerIdentity
             possible_causes="the address was given to another machine",
             remedy="check the address that the component reports",
         )
+    denied.check(peer)
     return peer
+
+
+def check_again(link: Link, denied: DenyList) -> None:
+    """End a link whose peer's certificate was revoked since its handshake."""
+    try:
+        denied.check(link.peer)
+    except AuthenticationError as error:
+        link.refuse(error)
 
 
 def _away(endpoint: Endpoint, reason: str) -> PeerError:
@@ -150,9 +161,18 @@ class LinkServer:
     """The listening side; see :func:`serve_links`."""
 
     def __init__(
-        self, accept: Accept, times: LinkTimes, budget: ReceiveBudget, raw_items: bool, limits: DoorLimits
+        self,
+        accept: Accept,
+        times: LinkTimes,
+        budget: ReceiveBudget,
+        raw_items: bool,
+        limits: DoorLimits,
+        denied: DenyList,
     ) -> None:
         self._accept = accept
+        self._denied = denied
+        self._links: set[Link] = set()
+        self._deaf: Callable[[], None] | None = None
         self._times = times
         self._raw_items = raw_items
         self.budget = budget
@@ -168,6 +188,12 @@ class LinkServer:
 
     async def start(self, host: str, port: int, context: ssl.SSLContext) -> None:
         self._door = await open_door(self._wire, host, port, context, self._limits)
+        self._deaf = self._denied.listen(self._look_again)
+
+    def _look_again(self) -> None:
+        """The list of revoked certificates changed: links that live end too."""
+        for link in list(self._links):
+            check_again(link, self._denied)
 
     def _wire(self, visitor: Visitor) -> Wire:
         return Wire(
@@ -184,6 +210,8 @@ class LinkServer:
         link: Link | None = None
         try:
             link = Link(wire, peer_identity(wire.ssl_object))
+            self._denied.check(link.peer)
+            self._links.add(link)
             async with asyncio.timeout(self._limits.greeting_seconds):
                 hello = await link.receive()
             if not isinstance(hello, Hello):
@@ -202,12 +230,16 @@ class LinkServer:
         finally:
             visitor.left()
             if link is not None:
+                self._links.discard(link)
                 await link.close()
             else:
                 wire.dispose()
 
     async def close(self) -> None:
         """Stop listening and end every link; returns when all tasks are over."""
+        if self._deaf is not None:
+            self._deaf()
+            self._deaf = None
         if self._door is not None:
             self._door.close()
             await self._door.wait_closed()
@@ -233,6 +265,6 @@ async def serve_links(
     Raises OSError when the address cannot be bound.
     """
     limits = limits or DoorLimits(times.handshake_seconds, times.handshake_seconds)
-    server = LinkServer(accept, times, ReceiveBudget(budget_bytes), raw_items, limits)
+    server = LinkServer(accept, times, ReceiveBudget(budget_bytes), raw_items, limits, identity.denied)
     await server.start(host, port, identity.server_context())
     return server

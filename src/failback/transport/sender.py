@@ -24,7 +24,7 @@ from failback.protocol.frames import RawItem
 from failback.protocol.messages import Ack, Batch, DigestReply, Digests, Hello, Welcome
 from failback.runtime import faults, logs
 from failback.transport.identity import Identity
-from failback.transport.link import DEFAULT_TIMES, Link, LinkTimes, open_link
+from failback.transport.link import DEFAULT_TIMES, Link, LinkTimes, check_again, open_link
 
 log = logs.get(__name__)
 
@@ -129,6 +129,7 @@ class StreamSender:
             times=self._times,
             context=self._context,
         )
+        deaf = self._identity.denied.listen(lambda: check_again(link, self._identity.denied))
         try:
             await self._source.resume(welcome)
             self._flying.clear()
@@ -140,6 +141,7 @@ class StreamSender:
             log.info("link is up", peer=link.address, spooled=welcome.spooled_sequence, landed=welcome.landed_sequence)
             await _until_one_fails(self._send(link), self._receive(link))
         finally:
+            deaf()
             self.linked = False
             await link.close()
 

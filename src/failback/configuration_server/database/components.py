@@ -105,6 +105,18 @@ def find(session: Session, role: Role, name_or_id: str) -> ComponentRow:
     raise NotFoundError(f"no {role.value} {name_or_id!r}: {reason}", remedy="failback component list")
 
 
+def find_any(session: Session, name_or_id: str, role: Role | None = None) -> ComponentRow:
+    """A component by id, or by host name when that is unique among those of the role. Raises NotFoundError."""
+    row = session.get(ComponentRow, name_or_id)
+    if row is not None and role in (None, Role(row.role)):
+        return row
+    rows = [row for row in all_components(session, role) if row.hostname == name_or_id]
+    if len(rows) == 1:
+        return rows[0]
+    reason = "more than one has that name: give its id, or its role" if rows else "none has that name or id"
+    raise NotFoundError(f"no component {name_or_id!r}: {reason}", remedy="failback component list")
+
+
 def all_components(session: Session, role: Role | None = None) -> list[ComponentRow]:
     statement = select(ComponentRow).order_by(ComponentRow.role, ComponentRow.hostname, ComponentRow.component_id)
     if role is not None:

@@ -1,8 +1,8 @@
 """The installation's own certificate authority: EC P-256, made at the first start, its key never leaving ``ca/key.pem``.
 
-Component certificates: subject CN = component id, OU = role, SANs = addresses, one year, for both ends of a link. Only the
-public key of a signing request is used; what it says of its subject is not believed. Validity begins a day early, so
-that a component whose clock is behind can still connect and be told so.
+Component certificates: subject CN = component id, OU = role, SANs = addresses, one year (``certificate_days``), for both ends
+of a link. Only the public key of a signing request is used; what it says of its subject is not believed. Validity begins a
+day early, so that a component whose clock is behind can still connect and be told so.
 
 No component can pose as the configuration server, whatever addresses it enrols with: names of the server's own certificate
 are left out (links compare ids, not names), wildcards are refused, and an agent's certificate is for the client's end only.
@@ -10,9 +10,7 @@ are left out (links compare ids, not names), wildcards are refused, and an agent
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
-import os
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -27,12 +25,14 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from failback.errors import AuthenticationError, ConfigurationError
 from failback.model.components import Role
 from failback.runtime import faults
+from failback.runtime.durable_files import PUBLIC, replace_file
 
 AUTHORITY_DAYS = 3650
 CERTIFICATE_DAYS = 365
-RENEW_DAYS = 30
-"""The server renews its own certificate when less than this is left at its start."""
+RENEW_DAYS = CERTIFICATE_DAYS // 3
+"""The server renews its own certificate when less than this is left."""
 _EARLY = timedelta(days=1)
+"""A certificate is valid from so long ago on, but never for more than a twentieth of its life."""
 _HOST_NAME = re.compile(r"^(?=.{1,253}$)(\*\.)?([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)*[A-Za-z0-9_-]{1,63}$")
 
 
@@ -51,6 +51,8 @@ class Authority:
         self._key = key
         self._certificate = certificate
         self._own_names: frozenset[object] = frozenset()
+        self.component_life = timedelta(days=CERTIFICATE_DAYS)
+        """Of the certificates that :meth:`issue` makes."""
         self.ca_pem = certificate.public_bytes(serialization.Encoding.PEM).decode("ascii")
 
     @property
@@ -76,9 +78,9 @@ class Authority:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = _self_signed(key)
-        write_private(key_path, _key_pem(key))
+        replace_file(key_path, _key_pem(key))
         faults.point("authority.key_written")
-        write_private(ca_path, certificate.public_bytes(serialization.Encoding.PEM), mode=0o644)
+        replace_file(ca_path, certificate.public_bytes(serialization.Encoding.PEM), PUBLIC)
         return cls(directory, key, certificate)
 
     def issue(self, csr_pem: str, component_id: str, role: Role, addresses: tuple[str, ...]) -> Issued:
@@ -93,7 +95,7 @@ class Authority:
             raise AuthenticationError("the certificate signing request is not signed by its own EC P-256 key")
         if any("*" in address for address in addresses):
             raise ConfigurationError("a component's addresses are its own: no wildcards", remedy="correct addresses")
-        return self._sign(public, component_id, role, addresses)
+        return self._sign(public, component_id, role, addresses, self.component_life)
 
     def issue_server(self, directory: Path, component_id: str, addresses: tuple[str, ...]) -> tuple[Path, Path]:
         """This server's own certificate and key in ``directory``; renewed when names changed or it ends soon."""
@@ -104,11 +106,13 @@ class Authority:
             return certificate_path, key_path
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         key = ec.generate_private_key(ec.SECP256R1())
-        issued = self._sign(key.public_key(), component_id, Role.CONFIGURATION_SERVER, wanted)
+        issued = self._sign(
+            key.public_key(), component_id, Role.CONFIGURATION_SERVER, wanted, timedelta(days=CERTIFICATE_DAYS)
+        )
         certificate_path.unlink(missing_ok=True)
-        write_private(key_path, _key_pem(key))
+        replace_file(key_path, _key_pem(key))
         faults.point("server_certificate.key_written")
-        write_private(certificate_path, (issued.certificate_pem + self.ca_pem).encode("ascii"), mode=0o644)
+        replace_file(certificate_path, (issued.certificate_pem + self.ca_pem).encode("ascii"), PUBLIC)
         return certificate_path, key_path
 
     def _good(self, path: Path, component_id: str, addresses: tuple[str, ...]) -> bool:
@@ -127,10 +131,11 @@ class Authority:
         )
 
     def _sign(
-        self, public: ec.EllipticCurvePublicKey, component_id: str, role: Role, addresses: tuple[str, ...]
-    ) -> Issued:
+        self, public: ec.EllipticCurvePublicKey, component_id: str, role: Role, addresses: tuple[str, ...],
+        life: timedelta,
+    ) -> Issued:  # fmt: skip
         now = datetime.now(UTC).replace(microsecond=0)
-        end = now + timedelta(days=CERTIFICATE_DAYS)
+        end = now + life
         subject = x509.Name(
             [
                 x509.NameAttribute(NameOID.COMMON_NAME, component_id),
@@ -150,7 +155,7 @@ class Authority:
             .issuer_name(self._certificate.subject)
             .public_key(public)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - _EARLY)
+            .not_valid_before(now - min(_EARLY, life / 20))
             .not_valid_after(end)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(authority=False), critical=True)
@@ -221,22 +226,3 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-
-
-def write_private(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """Replace the file durably, with its mode from the first byte on."""
-    partial = path.with_name(path.name + ".partial")
-    with contextlib.suppress(FileNotFoundError):
-        partial.unlink()
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    try:
-        os.write(descriptor, content)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -8,6 +8,7 @@ knows their hashes, so a crash between the two only makes the next start read th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from sqlalchemy import select
@@ -20,11 +21,12 @@ from failback.configuration_server.database.access import ApiTokenRow
 from failback.configuration_server.database.components import ComponentRow, PassphraseRow
 from failback.configuration_server.database.policies import FAILBACK_POLICY_NAME, PolicyRow
 from failback.configuration_server.enrolment import secrets
-from failback.configuration_server.enrolment.authority import Authority, write_private
+from failback.configuration_server.enrolment.authority import Authority
 from failback.model.components import Role
 from failback.model.ids import new_id
 from failback.runtime import faults, host, logs
 from failback.runtime.clock import Clock
+from failback.runtime.durable_files import replace_file
 
 log = logs.get(__name__)
 
@@ -45,6 +47,7 @@ def bootstrap(config: ServerConfig, database: Database, clock: Clock) -> Install
     """Find or make everything. Raises ConfigurationError."""
     directory = config.state_directory
     authority = Authority.open(directory / "ca")
+    authority.component_life = timedelta(days=config.certificate_days)
     passphrase = _secret_file(directory / PASSPHRASE_FILE, secrets.new_passphrase)
     token = _secret_file(directory / TOKEN_FILE, secrets.new_token)
     faults.point("bootstrap.files_written")
@@ -71,7 +74,7 @@ def _secret_file(path: Path, make: object) -> str:
             return found
     assert callable(make)
     secret = str(make())
-    write_private(path, (secret + "\n").encode("utf-8"))
+    replace_file(path, (secret + "\n").encode("utf-8"))
     return secret
 
 

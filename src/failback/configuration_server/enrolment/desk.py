@@ -2,6 +2,7 @@
 
 Find-or-create: the same hardware in the same role gets the same component id again, with a new certificate; hardware that is
 the live side of an item (a machine that came home and was installed anew) gets its item's agent id. Every attempt is audited.
+Enrolling again revokes the certificates of before; a renewal, which shows a valid one, does not (docs/decisions/0018).
 """
 
 from __future__ import annotations
@@ -11,15 +12,22 @@ import asyncio
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from failback.configuration_server.database import Database, events, items
+from failback.configuration_server.database import Database, certificates, components, events, items
 from failback.configuration_server.database.access import audit
-from failback.configuration_server.database.components import ComponentRow, EnrolmentTokenRow, PassphraseRow
+from failback.configuration_server.database.certificates import CertificateRow
+from failback.configuration_server.database.components import (
+    ComponentRow,
+    EnrolmentTokenRow,
+    PassphraseRow,
+    all_components,
+)
 from failback.configuration_server.database.items import ItemRow
 from failback.configuration_server.enrolment import secrets
 from failback.configuration_server.enrolment.authority import Authority, Issued
+from failback.configuration_server.registry.admission import known
 from failback.configuration_server.registry.news import News
-from failback.errors import AuthenticationError, ConfigurationError
-from failback.model.components import Enrolled, Enrolment, Role
+from failback.errors import AuthenticationError, ConfigurationError, ConflictError
+from failback.model.components import Enrolled, Enrolment, Renewal, Role
 from failback.model.ids import ComponentId, new_id
 from failback.runtime import faults, logs
 from failback.runtime.clock import Clock, SystemClock
@@ -59,9 +67,76 @@ class EnrolmentDesk:
                 raise
         enrolled = await self._database.run(lambda session: self._enrol(session, request, address))
         faults.point("enrolment.stored")
-        self._news.announce(enrolled.component_id)
+        await self._announce_denied(enrolled.component_id)
         log.info("enrolled", role=request.role.value, component_id=enrolled.component_id, hostname=request.hostname)
         return enrolled
+
+    async def renew(self, component_id: str, role: Role, serial: str, request: Renewal) -> Enrolled:
+        """Another certificate for the owner of a valid one (of ``serial``), which stays valid until its end.
+
+        Raises AuthenticationError (unknown or revoked component, a revoked certificate) and ConflictError (a copy on other
+        hardware than the live side's, D2).
+        """
+
+        def work(session: Session) -> Enrolled:
+            row = known(session, component_id, role, serial)
+            item = items.of_machine(session, component_id) if role is Role.MOBILITY else None
+            live = (item.live_hardware_id() if item is not None else "") or row.hardware_id
+            if role is Role.MOBILITY and request.hardware_id.lower() != live.lower():
+                raise ConflictError(
+                    f"component {component_id} runs on other hardware: a copy does not get a certificate of its own",
+                    remedy="none while the original is the live side",
+                )
+            enrolled = self._certify(session, row, request.csr_pem, role, request.addresses)
+            audit(session, self._clock.wall_ns(), component_id, "renew certificate", row.hostname)
+            return enrolled
+
+        enrolled = await self._database.run(work)
+        faults.point("renewal.stored")
+        log.info("certificate renewed", role=role.value, component_id=component_id)
+        return enrolled
+
+    async def revoke(self, role: Role | None, name_or_id: str, *, caller: str = "") -> str:
+        """Shut a component out: none of its certificates counts, and it cannot enrol again. Returns its id.
+
+        Raises NotFoundError and ConflictError (this server itself).
+        """
+
+        def work(session: Session) -> str:
+            row = components.find_any(session, name_or_id, role)
+            if row.role == Role.CONFIGURATION_SERVER.value:
+                raise ConflictError("this server cannot revoke itself", remedy="name another component")
+            now = self._clock.wall_ns()
+            count = certificates.revoke_all(session, row.component_id, now, f"revoked by {caller}")
+            row.revoked = True
+            self._tell(session, row, "ComponentRevoked", "Warning",
+                       f"The {row.role} {row.hostname} was revoked by {caller or 'an administrator'}: none of its {count} "
+                       "certificates counts any more, and its links are cut.")  # fmt: skip
+            audit(session, now, caller, "revoke component", row.hostname, detail=row.component_id)
+            return row.component_id
+
+        component_id = await self._database.run(work)
+        await self._announce_denied(component_id)
+        return component_id
+
+    async def readmit(self, role: Role | None, name_or_id: str, *, caller: str = "") -> str:
+        """Let a revoked component enrol again, with a passphrase or token; its old certificates stay revoked."""
+
+        def work(session: Session) -> str:
+            row = components.find_any(session, name_or_id, role)
+            row.revoked = False
+            self._tell(session, row, "ComponentReadmitted", "OK", f"The {row.role} {row.hostname} may enrol again.")
+            audit(session, self._clock.wall_ns(), caller, "readmit component", row.hostname, detail=row.component_id)
+            return row.component_id
+
+        component_id = await self._database.run(work)
+        await self._announce_denied(component_id)
+        return component_id
+
+    async def _announce_denied(self, component_id: str) -> None:
+        """Everybody refuses what was revoked from now on, not at the next heartbeat."""
+        everybody = await self._database.look(lambda session: [row.component_id for row in all_components(session)])
+        self._news.announce(component_id, *everybody)
 
     def _check_limit(self, address: str) -> None:
         wait = self._limit.wait_seconds(address)
@@ -126,16 +201,32 @@ class EnrolmentDesk:
             raise AuthenticationError("this component was removed here", remedy="ask the administrator to readmit it")
         if row.enrolled_wall_ns:
             self._tell_again(session, row, request, address)
-        issued: Issued = self._authority.issue(request.csr_pem, row.component_id, request.role, request.addresses)
+        now = self._clock.wall_ns()
+        certificates.revoke_all(session, row.component_id, now, "the component was enrolled again")
+        enrolled = self._certify(session, row, request.csr_pem, request.role, request.addresses)
         row.hostname, row.version = request.hostname, request.version[:255]
         row.addresses = list(request.addresses) or row.addresses
-        row.certificate_serial, row.certificate_expiry_wall_ns = issued.serial, issued.expiry_wall_ns
-        row.enrolled_wall_ns = self._clock.wall_ns()
+        row.enrolled_wall_ns = now
         session.flush()
         if request.token:
             token = self._token(session, request)
             token.used_wall_ns, token.used_by = self._clock.wall_ns(), row.component_id
         self._audit(session, request, address, "accepted", f"component {row.component_id}")
+        return enrolled
+
+    def _certify(
+        self, session: Session, row: ComponentRow, csr_pem: str, role: Role, addresses: tuple[str, ...]
+    ) -> Enrolled:
+        """Issue and record; the newest certificate stands in the component's row."""
+        issued: Issued = self._authority.issue(csr_pem, row.component_id, role, addresses)
+        row.certificate_serial, row.certificate_expiry_wall_ns = issued.serial, issued.expiry_wall_ns
+        session.flush()
+        session.add(
+            CertificateRow(
+                serial=issued.serial, component_id=row.component_id, issued_wall_ns=self._clock.wall_ns(),
+                expiry_wall_ns=issued.expiry_wall_ns,
+            )
+        )  # fmt: skip
         return Enrolled(ComponentId(row.component_id), issued.certificate_pem, self._authority.ca_pem)
 
     def _find_or_create(self, session: Session, request: Enrolment) -> ComponentRow:
@@ -165,9 +256,16 @@ class EnrolmentDesk:
         events.record(
             session, self._clock.wall_ns(), "ComponentEnrolledAgain",
             f"The {request.role.value} {row.hostname} was enrolled again, by {request.hostname} at {address}: it has a new "
-            "certificate, and the one of before stays valid. Make a new passphrase if nobody of yours did that.",
+            "certificate, and those of before were revoked. Make a new passphrase if nobody of yours did that.",
             severity="Warning", event_type="ServerHealth", component_id=row.component_id, subject=row.hostname,
             item_id=item.item_id if item is not None else None,
+        )  # fmt: skip
+
+    def _tell(self, session: Session, row: ComponentRow, code: str, severity: str, sentence: str) -> None:
+        item = items.of_machine(session, row.component_id) if row.role == Role.MOBILITY.value else None
+        events.record(
+            session, self._clock.wall_ns(), code, sentence, severity=severity, event_type="ServerHealth",
+            component_id=row.component_id, subject=row.hostname, item_id=item.item_id if item is not None else None,
         )  # fmt: skip
 
     def _audit(self, session: Session, request: Enrolment, address: str, outcome: str, detail: str) -> None:

@@ -1,7 +1,8 @@
-"""The components' own HTTP API: ``POST /components/v1/enrol`` and ``POST /components/v1/heartbeat``.
+"""The components' own HTTP API: ``POST /components/v1/enrol``, ``.../renew`` and ``.../heartbeat``.
 
-Bodies are the encoded dataclasses of :mod:`failback.model.components`. A heartbeat needs a client certificate of our CA;
-enrolment carries its secret in the body. ``POST /components/v1/tokens`` makes one-time tokens for signed-in callers.
+Bodies are the encoded dataclasses of :mod:`failback.model.components`. Heartbeat and renewal need a client certificate of
+our CA; enrolment carries its secret in the body. ``POST /components/v1/tokens`` makes one-time tokens for signed-in callers,
+``.../revoke`` and ``.../readmit`` shut a component out and let it in again.
 Errors are ``{"error": FailbackError.as_dict()}``.
 """
 
@@ -28,7 +29,7 @@ from failback.errors import (
     PeerError,
     StaleEpochError,
 )
-from failback.model.components import Enrolment, Heartbeat, Role
+from failback.model.components import Enrolment, Heartbeat, Renewal, Role
 from failback.runtime import records
 from failback.runtime.clock import Clock
 from failback.transport.identity import PeerIdentity
@@ -59,6 +60,14 @@ class TokenRequest:
     life_seconds: float = TOKEN_LIFE_SECONDS
 
 
+@dataclass(frozen=True, slots=True)
+class ComponentNamed:
+    """By id, or by host name when that is unique (among those of ``role``, when given)."""
+
+    component: str
+    role: Role | None = None
+
+
 def component_router(desk: EnrolmentDesk, registry: Registry, clock: Clock) -> APIRouter:
     router = APIRouter(prefix="/components/v1")
 
@@ -74,11 +83,7 @@ def component_router(desk: EnrolmentDesk, registry: Registry, clock: Clock) -> A
     @router.post("/heartbeat")
     async def heartbeat(request: Request) -> JSONResponse:
         async def work() -> Any:
-            peer: PeerIdentity | None = request.scope.get(PEER)
-            if peer is None:
-                raise AuthenticationError(
-                    "a heartbeat needs the component's client certificate", remedy="enrol the component"
-                )
+            peer = _peer_of(request, "a heartbeat")
             is_agent = peer.role is Role.MOBILITY
             limit_bytes = LARGEST_AGENT_HEARTBEAT_BYTES if is_agent else LARGEST_HEARTBEAT_BYTES
             said = await _body(request, Heartbeat, limit_bytes)
@@ -86,12 +91,31 @@ def component_router(desk: EnrolmentDesk, registry: Registry, clock: Clock) -> A
             if said.role is not peer.role:
                 raise AuthenticationError(f"the certificate is for a {peer.role.value}, not a {said.role.value}")
             address = request.client.host if request.client else ""
-            reply = await registry.heartbeat(peer.component_id, peer.role, said, skew_seconds=skew, address=address)
+            reply = await registry.heartbeat(
+                peer.component_id, peer.role, said, skew_seconds=skew, address=address, serial=peer.serial
+            )
             return records.encode(reply)
 
         return await _answer(work)
 
+    @router.post("/renew")
+    async def renew(request: Request) -> JSONResponse:
+        async def work() -> Any:
+            peer = _peer_of(request, "a renewal")
+            wanted = await _body(request, Renewal)
+            return records.encode(await desk.renew(peer.component_id, peer.role, peer.serial, wanted))
+
+        return await _answer(work)
+
     return router
+
+
+def _peer_of(request: Request, what: str) -> PeerIdentity:
+    """Who shows a certificate. Raises AuthenticationError."""
+    peer: PeerIdentity | None = request.scope.get(PEER)
+    if peer is None:
+        raise AuthenticationError(f"{what} needs the component's client certificate", remedy="enrol the component")
+    return peer
 
 
 def token_router(desk: EnrolmentDesk) -> APIRouter:
@@ -102,14 +126,32 @@ def token_router(desk: EnrolmentDesk) -> APIRouter:
     async def make(request: Request) -> JSONResponse:
         async def work() -> Any:
             wanted = await _body(request, TokenRequest)
-            token = await desk.make_token(
-                wanted.role, wanted.life_seconds, caller=str(getattr(request.state, "caller", ""))
-            )
+            token = await desk.make_token(wanted.role, wanted.life_seconds, caller=_caller(request))
             return {"token": token}
 
         return await _answer(work)
 
+    @router.post("/revoke")
+    async def revoke(request: Request) -> JSONResponse:
+        async def work() -> Any:
+            named = await _body(request, ComponentNamed)
+            return {"id": await desk.revoke(named.role, named.component, caller=_caller(request))}
+
+        return await _answer(work)
+
+    @router.post("/readmit")
+    async def readmit(request: Request) -> JSONResponse:
+        async def work() -> Any:
+            named = await _body(request, ComponentNamed)
+            return {"id": await desk.readmit(named.role, named.component, caller=_caller(request))}
+
+        return await _answer(work)
+
     return router
+
+
+def _caller(request: Request) -> str:
+    return str(getattr(request.state, "caller", ""))
 
 
 async def _body(request: Request, kind: type[T], limit_bytes: int = LARGEST_BODY_BYTES) -> T:

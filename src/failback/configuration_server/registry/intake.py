@@ -13,15 +13,17 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from failback.configuration_server.database import Database, items
+from failback.configuration_server.database import Database, certificates, items
 from failback.configuration_server.database.components import ComponentRow
 from failback.configuration_server.database.items import ItemRow
 from failback.configuration_server.database.jobs import JobRow
 from failback.configuration_server.database.orders import OrderRow
 from failback.configuration_server.registry import desired, points_cache
+from failback.configuration_server.registry.admission import known
 from failback.configuration_server.registry.news import News
-from failback.errors import AuthenticationError, StaleEpochError
+from failback.errors import StaleEpochError
 from failback.model.components import (
+    DeniedCertificates,
     Heartbeat,
     HeartbeatReply,
     MasterTargetStatus,
@@ -31,10 +33,11 @@ from failback.model.components import (
     ProcessServerStatus,
     Role,
 )
-from failback.model.ids import DiskId, MachineId
+from failback.model.ids import ComponentId, DiskId, MachineId
 from failback.protection import assignment as rules
 from failback.runtime import faults, logs, records
 from failback.runtime.clock import Clock, SystemClock
+from failback.transport.identity import PeerIdentity
 
 log = logs.get(__name__)
 
@@ -69,19 +72,20 @@ class Registry:
         self._clock = clock or SystemClock()
 
     async def heartbeat(
-        self, component_id: str, role: Role, heartbeat: Heartbeat, *, skew_seconds: float, address: str = ""
-    ) -> HeartbeatReply:
+        self, component_id: str, role: Role, heartbeat: Heartbeat, *, skew_seconds: float, address: str = "",
+        serial: str = "",
+    ) -> HeartbeatReply:  # fmt: skip
         """Take one heartbeat of the certificate's owner and answer it, after up to ``wait_seconds`` for news.
 
-        Raises AuthenticationError (unknown or revoked component, another role) and ConfigurationError (malformed status).
+        ``serial`` is that of the certificate. Raises AuthenticationError (unknown or revoked, another role) and
+        ConfigurationError (malformed status).
         """
         if role is Role.MOBILITY and not heartbeat.addresses and address:
             heartbeat = replace(heartbeat, addresses=(address,))  # an agent is shown under where it calls from
+        peer = PeerIdentity(ComponentId(component_id), role, serial)
         records.decode(heartbeat.status, STATUS_KINDS[role], "heartbeat: status")
         with self._news.subscribe(component_id) as subscription:
-            answer = await self._database.run(
-                lambda session: self._take(session, component_id, role, heartbeat, skew_seconds)
-            )
+            answer = await self._database.run(lambda session: self._take(session, peer, heartbeat, skew_seconds))
             faults.point("heartbeat.stored")
             if answer.woken:
                 self._news.announce(*answer.woken)
@@ -90,13 +94,12 @@ class Registry:
                 left = deadline - self._clock.monotonic()
                 if left <= 0 or not await subscription.wait(left):
                     break
-                answer = await self._database.run(lambda session: self._again(session, component_id, heartbeat))
+                answer = await self._database.run(lambda session: self._again(session, peer, heartbeat))
         return answer.reply
 
-    def _take(
-        self, session: Session, component_id: str, role: Role, heartbeat: Heartbeat, skew_seconds: float
-    ) -> _Answer:
-        row = _known(session, component_id, role)
+    def _take(self, session: Session, peer: PeerIdentity, heartbeat: Heartbeat, skew_seconds: float) -> _Answer:
+        component_id, role = peer.component_id, peer.role
+        row = known(session, component_id, role, peer.serial)
         item = items.of_machine(session, component_id) if role is Role.MOBILITY else None
         now = self._clock.wall_ns()
         if _is_twin(row, item, heartbeat):
@@ -112,9 +115,9 @@ class Registry:
         answer = self._answer(session, row, heartbeat, item)
         return _Answer(answer.reply, answer.news, tuple(woken))
 
-    def _again(self, session: Session, component_id: str, heartbeat: Heartbeat) -> _Answer:
-        row = _known(session, component_id, heartbeat.role)
-        item = items.of_machine(session, component_id) if heartbeat.role is Role.MOBILITY else None
+    def _again(self, session: Session, peer: PeerIdentity, heartbeat: Heartbeat) -> _Answer:
+        row = known(session, peer.component_id, heartbeat.role, peer.serial)
+        item = items.of_machine(session, peer.component_id) if heartbeat.role is Role.MOBILITY else None
         return self._answer(session, row, heartbeat, item)
 
     def _answer(self, session: Session, row: ComponentRow, heartbeat: Heartbeat, item: ItemRow | None) -> _Answer:
@@ -127,7 +130,8 @@ class Registry:
             wanted = rules.silent(MachineId(row.component_id))
         changed = heartbeat.assignment_generation != row.assignment_generation
         open_orders = [] if twin else _open_orders(session, row.component_id)
-        known = {report.order_id for report in heartbeat.reports}
+        reported = {report.order_id for report in heartbeat.reports}
+        denied = self._denied(session, heartbeat)
         listed = {order.order_id for order in open_orders}
         ended = any(report.state in _FINAL and report.order_id not in listed for report in heartbeat.reports)
         reply = HeartbeatReply(
@@ -136,8 +140,16 @@ class Registry:
             assignment=records.encode(wanted) if changed and wanted is not None else None,
             orders=tuple(order.order() for order in open_orders),
             known_as=OTHER_HARDWARE if twin else EXPECTED,
+            denied=denied,
         )
-        return _Answer(reply, changed or ended or bool(listed - known))
+        return _Answer(reply, changed or ended or bool(listed - reported) or denied is not None)
+
+    def _denied(self, session: Session, heartbeat: Heartbeat) -> DeniedCertificates | None:
+        """The revoked certificates when the sender has another list; None too for one that knows no such list."""
+        if heartbeat.denied_digest is None:
+            return None
+        denied = certificates.denied(session, self._clock.wall_ns())
+        return denied if denied.digest != heartbeat.denied_digest else None
 
     def _report(self, session: Session, component_id: str, report: OrderReport, now: int) -> bool:
         """Store one order report; True when it changed anything. Repeated and foreign reports change nothing."""
@@ -157,17 +169,6 @@ class Registry:
         if row.finished():
             row.result, row.error, row.finished_wall_ns = report.result, report.error, now
         return before != (row.state, row.bytes_done, row.bytes_total)
-
-
-def _known(session: Session, component_id: str, role: Role) -> ComponentRow:
-    row = session.get(ComponentRow, component_id)
-    if row is None or row.revoked or row.role != role.value:
-        raise AuthenticationError(
-            "this certificate names no component that is registered here in that role",
-            possible_causes="the component was removed, or the certificate belongs to another configuration server",
-            remedy="delete the component's identity directory and enrol it again",
-        )
-    return row
 
 
 def _is_twin(row: ComponentRow, item: ItemRow | None, heartbeat: Heartbeat) -> bool:
