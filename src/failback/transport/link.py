@@ -165,6 +165,7 @@ class LinkServer:
         accept: Accept,
         times: LinkTimes,
         budget: ReceiveBudget,
+        *,
         raw_items: bool,
         limits: DoorLimits,
         denied: DenyList,
@@ -265,6 +266,8 @@ async def serve_links(
     Raises OSError when the address cannot be bound.
     """
     limits = limits or DoorLimits(times.handshake_seconds, times.handshake_seconds)
-    server = LinkServer(accept, times, ReceiveBudget(budget_bytes), raw_items, limits, identity.denied)
+    server = LinkServer(
+        accept, times, ReceiveBudget(budget_bytes), raw_items=raw_items, limits=limits, denied=identity.denied
+    )
     await server.start(host, port, identity.server_context())
     return server
