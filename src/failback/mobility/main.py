@@ -14,8 +14,9 @@ from pathlib import Path
 from failback.errors import ConfigurationError
 from failback.mobility.config import MobilityConfig, load
 from failback.mobility.reconcile import Reconciler
+from failback.mobility.selftest import remove_leftovers
 from failback.model.components import MobilityAssignment, Role
-from failback.runtime import logs, service
+from failback.runtime import logs, loop_watch, service
 from failback.transport.control import ControlLoop
 from failback.transport.identity import enrol_if_needed
 
@@ -47,6 +48,7 @@ async def _main(config: MobilityConfig, stop: asyncio.Event) -> None:
         enrolling.cancel()
         return
     identity = await enrolling
+    await asyncio.to_thread(remove_leftovers)
     log.info("serving", component_id=identity.component_id, url=config.configuration_server.url)
     control: ControlLoop[MobilityAssignment] | None = None
 
@@ -60,7 +62,7 @@ async def _main(config: MobilityConfig, stop: asyncio.Event) -> None:
         apply_assignment=reconciler.apply, orders=reconciler.orders(),
         assignment_file=config.runtime_directory / "assignment.json",
     )  # fmt: skip
-    async with asyncio.TaskGroup() as tasks:
+    async with loop_watch.watched(), asyncio.TaskGroup() as tasks:
         working = tasks.create_task(reconciler.run(), name="reconciler")
         tasks.create_task(control.run(stop), name="control")
         await stopping

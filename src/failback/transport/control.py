@@ -4,7 +4,8 @@ A long poll listens for news; a second, short heartbeat goes out when the compon
 (:meth:`ControlLoop.nudge`, a finished order). Assignments are applied one at a time, newest wins; a failing one is
 tried again. Orders run as tasks of their own, at least once, and their results are repeated until the server stops
 listing the order. While the server is away the component goes on with the assignment it has: ``assignment_file``
-keeps it over a restart, bound to the hardware it was made for (D2).
+keeps it over a restart, bound to the hardware it was made for (D2). The talking has threads of its own: whatever else
+fills the process's shared threads (five on a machine with one processor), it never makes a component silent.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -35,6 +38,8 @@ OrderWork = Callable[[Order, ReportProgress], Awaitable[dict[str, Any]]]
 
 _LONGEST_BACKOFF_SECONDS = 30.0
 _ANSWER_SECONDS = 15.0
+_TALKING_THREADS = 2
+"""The long poll and the short heartbeat."""
 
 
 class ControlLoop(Generic[Assignment]):
@@ -72,6 +77,7 @@ class ControlLoop(Generic[Assignment]):
         self._offer = asyncio.Event()
         self._nudged = asyncio.Event()
         self._listener: HttpsClient | None = None
+        self._threads = ThreadPoolExecutor(_TALKING_THREADS, thread_name_prefix="control")
 
     def nudge(self) -> None:
         """Send a heartbeat now: the status changed in a way that somebody waits for."""
@@ -80,18 +86,21 @@ class ControlLoop(Generic[Assignment]):
     async def run(self, stop: asyncio.Event) -> None:
         """Until ``stop`` is set. Never raises for a server that is away."""
         self._restore()
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(self._listen(group)),
-                group.create_task(self._tell(group)),
-                group.create_task(self._apply_offers()),
-                group.create_task(CertificateKeeper(self._identity, self._config).run(), name="certificate"),
-            ]
-            await stop.wait()
-            if self._listener is not None:
-                self._listener.abort()
-            for task in (*tasks, *self._running.values()):
-                task.cancel()
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._listen(group)),
+                    group.create_task(self._tell(group)),
+                    group.create_task(self._apply_offers()),
+                    group.create_task(CertificateKeeper(self._identity, self._config).run(), name="certificate"),
+                ]
+                await stop.wait()
+                if self._listener is not None:
+                    self._listener.abort()
+                for task in (*tasks, *self._running.values()):
+                    task.cancel()
+        finally:
+            self._threads.shutdown(wait=False)
 
     # --- talking ----------------------------------------------------------------------------------------------------
 
@@ -150,9 +159,8 @@ class ControlLoop(Generic[Assignment]):
             denied_digest=self._identity.denied.digest,
         )
         body = records.encode(heartbeat)
-        answer = await asyncio.to_thread(
-            client.post, "/components/v1/heartbeat", body, timeout_seconds=wait_seconds + _ANSWER_SECONDS
-        )
+        post = partial(client.post, "/components/v1/heartbeat", body, timeout_seconds=wait_seconds + _ANSWER_SECONDS)
+        answer = await asyncio.get_running_loop().run_in_executor(self._threads, post)
         return records.decode(answer, HeartbeatReply, "heartbeat answer")
 
     def _client(self) -> HttpsClient:

@@ -24,6 +24,9 @@ _LOOP_CTL_GET_FREE = 0x4C82
 _LOOP_CONFIGURE = 0x4C0A
 _LOOP_CLR_FD = 0x4C01
 _LOOP_CONFIG_BYTES = 304
+_LOOP_FLAGS_OFFSET = 60
+"""Of lo_flags in struct loop_config."""
+_LOOP_AUTOCLEAR = 4
 _LOOP_ATTEMPTS = 20
 
 
@@ -115,23 +118,26 @@ def _read_sectors(descriptor: int, buffer: memoryview, offset: int) -> list[tupl
 
 @contextlib.contextmanager
 def loop_device(size_bytes: int) -> Iterator[str]:
-    """A loop device over memory for the time of the context. Raises NotSupportedError where there are no loop devices."""
+    """A loop device over memory for the time of the context; the kernel removes it when the process dies.
+    Raises NotSupportedError where there are no loop devices."""
     backing = os.memfd_create("failback-self-test")
     try:
         os.ftruncate(backing, size_bytes)
-        path = _bind_loop(backing)
+        path, descriptor = _bind_loop(backing)
     finally:
         os.close(backing)
-    descriptor = os.open(path, os.O_RDWR)
     try:
         yield path
     finally:
-        fcntl.ioctl(descriptor, _LOOP_CLR_FD, 0)
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(descriptor, _LOOP_CLR_FD, 0)
         os.close(descriptor)
 
 
-def _bind_loop(backing: int) -> str:
-    configuration = struct.pack("<II", backing, 0).ljust(_LOOP_CONFIG_BYTES, b"\0")
+def _bind_loop(backing: int) -> tuple[str, int]:
+    """The device's path and the open descriptor that keeps it."""
+    flags = struct.pack("<I", _LOOP_AUTOCLEAR).rjust(_LOOP_FLAGS_OFFSET + 4 - 8, b"\0")
+    configuration = (struct.pack("<II", backing, 0) + flags).ljust(_LOOP_CONFIG_BYTES, b"\0")
     try:
         control = os.open("/dev/loop-control", os.O_RDWR)
     except OSError as error:
@@ -147,12 +153,11 @@ def _bind_loop(backing: int) -> str:
             try:
                 fcntl.ioctl(descriptor, _LOOP_CONFIGURE, configuration)
             except OSError as error:
+                os.close(descriptor)
                 if error.errno != errno.EBUSY:  # EBUSY: another process was faster
                     raise
             else:
-                return path
-            finally:
-                os.close(descriptor)
+                return path, descriptor
     finally:
         os.close(control)
     raise StorageError("no free loop device for the self-test", retryable=True)
