@@ -1,4 +1,4 @@
-"""The NBD server with its real clients (nbdinfo, nbdcopy, qemu-img, qemu-io): a unix socket in the clear, TLS with certificates."""
+"""The NBD server with its real clients (nbdinfo, nbdcopy, qemu-img, qemu-io), on a unix socket and by TLS."""
 
 from __future__ import annotations
 

@@ -26,5 +26,8 @@ class MasterTargetConfig:
     listen_port: int = 9444
     receive_memory_bytes: int = 96 << 20
     """Memory for items that arrive, over all links."""
+    view_listen_host: str = ""
+    """Where open views are served to other hosts, by TLS; empty: only on this host, by unix sockets."""
+    view_listen_port: int = 10809
     log_level: str = "INFO"
     log_json: bool = False

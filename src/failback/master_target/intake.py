@@ -67,7 +67,7 @@ class Intake:
             except StorageError as error:
                 replica.landing_problem = error.message
                 if isinstance(error, OutOfSpaceError):
-                    await asyncio.to_thread(journal.relieve)
+                    await asyncio.to_thread(replica.relieve)
                 raise
             finally:
                 if self._links.get(machine_id, (None, 0))[0] is link:

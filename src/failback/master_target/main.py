@@ -77,11 +77,14 @@ async def _main(config: MasterTargetConfig, stop: asyncio.Event) -> None:
     replicas.on_news = nudge_from_thread
     log.info("master target listens", host=config.listen_host, port=server.port, component=identity.component_id)
     service.notify_ready()
-    retrying = asyncio.create_task(replicas.retry())
+    if config.view_listen_host:
+        replicas.views.listen(config.view_listen_host, config.view_listen_port, identity)
+    minding = [asyncio.create_task(replicas.retry()), asyncio.create_task(replicas.expire_views())]
     try:
         await control.run(stop)
     finally:
-        retrying.cancel()
+        for task in minding:
+            task.cancel()
         await server.close()
         await asyncio.to_thread(replicas.close)
 
@@ -118,4 +121,5 @@ def status(config: MasterTargetConfig, replicas: Replicas, server: LinkServer) -
         retention_volumes=volumes.all_facts(config.retention_volumes),
         datastores=volumes.all_facts(config.datastores),
         replicas=replicas.statuses(),
+        views=replicas.views.statuses(),
     )

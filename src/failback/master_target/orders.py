@@ -43,6 +43,8 @@ class Orders:
             orders.RESUME_REPLICA: self.resume,
             orders.COMMIT_POINT: self.commit,
             orders.DETACH_REPLICA: self.detach,
+            orders.OPEN_VIEW: self.open_view,
+            orders.CLOSE_VIEW: self.close_view,
         }
 
     async def attach(self, order: Order, _: ReportProgress) -> dict[str, Any]:
@@ -126,6 +128,25 @@ class Orders:
                 self._intake.drop(machine_id, ConflictError(ends_link, code="ReplicaReleased", retryable=True))
                 await self._intake.quiet(machine_id)
             await asyncio.to_thread(work, replica)
+        return {}
+
+    async def open_view(self, order: Order, progress: ReportProgress) -> dict[str, Any]:
+        """Takes no turn of the machine's: a failback waits for no view, and a view for no failback."""
+        arguments = records.decode(order.arguments, orders.OpenView, order.kind)
+        replica = self._replicas.find(arguments.machine_id)
+        loop = asyncio.get_running_loop()
+
+        def report(done: int, total: int) -> None:
+            loop.call_soon_threadsafe(progress, done, total)
+
+        result: dict[str, Any] = records.encode(
+            await asyncio.to_thread(self._replicas.views.open, arguments, replica, report)
+        )
+        return result
+
+    async def close_view(self, order: Order, _: ReportProgress) -> dict[str, Any]:
+        arguments = records.decode(order.arguments, orders.CloseView, order.kind)
+        await asyncio.to_thread(self._replicas.views.close_view, arguments.view_id)
         return {}
 
     async def detach(self, order: Order, _: ReportProgress) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from failback.block.device import BlockDevice
 from failback.errors import ConflictError, FailbackError, OutOfSpaceError, StorageError
 from failback.journal.journal import Journal
 from failback.journal.rollback import Destination, Progress
+from failback.journal.views import OpenView
 from failback.master_target.witness import WitnessFile
 from failback.model.components import POINTS_LOST, ReplicaStatus
 from failback.model.points import PointChoice, PointSelector
@@ -45,6 +46,8 @@ class Replica:
         """Called in the applying thread."""
         self.on_news: Callable[[], None] = lambda: None
         """Called in any thread when the status has news that somebody waits for."""
+        self.on_views_end: Callable[[str], None] = lambda reason: None
+        """Called, with the reason, when no view of the disks may be open any more; returns when none is."""
         self.landing_problem = ""
         self._problem = ""
         self._points_problem = ""
@@ -124,6 +127,7 @@ class Replica:
         """Flush, give the disks their names back, drop the locks. May be repeated."""
         if self.state == ATTACHED:
             self.journal.catalogue.set("state", RELEASED)
+        self.on_views_end("the replica was released")
         self._stop_applying()
         if self.journal.started:
             self.journal.stop()
@@ -160,6 +164,20 @@ class Replica:
         destination = self.journal.prepare(choice, progress)
         self.refresh_status()
         return destination
+
+    def open_view(self, choice: PointChoice, writable: bool, quota_bytes: int, progress: Progress) -> OpenView:
+        """The point as devices; *latest* is made a point first, if it is consistent."""
+        if self.state != ATTACHED or not self.journal.started:
+            raise ConflictError("the replica's disks are released: there is nothing to look at",
+                                remedy="after a commit look at the machine itself")  # fmt: skip
+        if choice.selector is PointSelector.LATEST:
+            self.journal.publish_latest()
+        return self.journal.views.open(choice, writable=writable, quota_bytes=quota_bytes, progress=progress)
+
+    def relieve(self) -> None:
+        """The retention volume is full: replication comes before what is merely looked at."""
+        self.on_views_end("the retention volume is full")
+        self.journal.relieve()
 
     def commit(self) -> None:
         """Close the journal for this direction; the disks are let go when they are still ours."""
@@ -218,7 +236,7 @@ class Replica:
             )
         self._problem = sentence
         if isinstance(error, OutOfSpaceError):
-            self.journal.relieve()
+            self.relieve()
         self.refresh_status()
 
     @property
@@ -274,6 +292,7 @@ class Replica:
 
     def close(self) -> None:
         """The process ends: the disks stay fenced by name, the locks go with the process."""
+        self.on_views_end("the replica was closed")
         self._stop_applying()
         if self.journal.started:
             self.journal.stop()

@@ -26,6 +26,7 @@ from failback.journal.journal import CATALOGUE_FILE, Journal
 from failback.master_target import volumes
 from failback.master_target.config import MasterTargetConfig
 from failback.master_target.replica import ATTACHED, DETACHED, RELEASED, Replica
+from failback.master_target.views import ServedViews
 from failback.master_target.witness import WitnessFile
 from failback.model.components import MasterTargetAssignment, ReplicaAssignment, ReplicaStatus
 from failback.model.ids import MachineId
@@ -59,6 +60,8 @@ class Replicas:
         self._assignments: dict[MachineId, ReplicaAssignment] = {}
         self._locks: dict[MachineId, asyncio.Lock] = {}
         self._serials: dict[MachineId, int] = {}
+        self.views = ServedViews(self._runtime_directory)
+        self.views.on_news = self._news
         self.on_news: Callable[[], None] = lambda: None
         """Called in any thread when a replica's status has news that somebody waits for."""
 
@@ -98,6 +101,7 @@ class Replicas:
 
     def _give_policy(self, machine_id: MachineId, replica: Replica) -> None:
         replica.on_news = self._news
+        replica.on_views_end = lambda reason: self.views.end_of(machine_id, reason)
         entry = self._assignments.get(machine_id)
         if entry is not None:
             replica.journal.policy = entry.policy
@@ -262,7 +266,14 @@ class Replicas:
             raise ConflictError(f"the replica of machine {machine_id} is not open: {self._broken[machine_id]}",
                                 remedy="mount its retention volume, so that its disks can be given back")  # fmt: skip
 
+    async def expire_views(self) -> None:
+        """Until cancelled: end the views whose lease is over."""
+        while True:
+            await asyncio.sleep(1.0)
+            await asyncio.to_thread(self.views.expire)
+
     def close(self) -> None:
+        self.views.close()
         for replica in self._replicas.values():
             with contextlib.suppress(FailbackError):  # a clean end is a courtesy; the journal knows where it stands
                 replica.close()

@@ -273,11 +273,41 @@ class ReplicaStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ViewExport:
+    """One disk of an open view; ``uri`` is for clients on the master target itself."""
+
+    disk_id: DiskId
+    index: int
+    size_bytes: int
+    uri: str
+
+
+@dataclass(frozen=True, slots=True)
+class ViewStatus:
+    """A recovery point that is served by NBD. ``remote_port`` 0: on the master target's host only."""
+
+    view_id: str
+    machine_id: MachineId
+    point: RecoveryPoint
+    writable: bool
+    opened_wall_ns: int
+    expires_wall_ns: int
+    exports: tuple[ViewExport, ...]
+    remote_port: int = 0
+    quota_bytes: int = 0
+    layer_bytes: int = 0
+    connections: int = 0
+    ended: str = ""
+    """Why it is not served any more; empty while it is."""
+
+
+@dataclass(frozen=True, slots=True)
 class MasterTargetStatus:
     listen_port: int = 0
     retention_volumes: tuple[VolumeFacts, ...] = ()
     datastores: tuple[VolumeFacts, ...] = ()
     replicas: tuple[ReplicaStatus, ...] = ()
+    views: tuple[ViewStatus, ...] = ()
 
 
 # --- heartbeat ------------------------------------------------------------------------------------------------------

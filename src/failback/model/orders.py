@@ -22,6 +22,8 @@ RELEASE_REPLICA = "release-replica"
 RESUME_REPLICA = "resume-replica"
 COMMIT_POINT = "commit-point"
 DETACH_REPLICA = "detach-replica"
+OPEN_VIEW = "open-view"
+CLOSE_VIEW = "close-view"
 
 KINDS: dict[str, tuple[Role, ...]] = {
     PROBE: (Role.MOBILITY, Role.PROCESS_SERVER, Role.MASTER_TARGET),
@@ -35,6 +37,8 @@ KINDS: dict[str, tuple[Role, ...]] = {
     RESUME_REPLICA: (Role.MASTER_TARGET,),
     COMMIT_POINT: (Role.MASTER_TARGET,),
     DETACH_REPLICA: (Role.MASTER_TARGET,),
+    OPEN_VIEW: (Role.MASTER_TARGET,),
+    CLOSE_VIEW: (Role.MASTER_TARGET,),
 }
 
 
@@ -125,4 +129,23 @@ class ReplicaOrder:
     detach: forget the replica; disks stay as they are, released.
     """
 
+    machine_id: MachineId
+
+
+@dataclass(frozen=True, slots=True)
+class OpenView:
+    """Serve a point by NBD until closed or the lease is over; again with the same id: a new lease. Result: ViewStatus."""
+
+    view_id: str
+    machine_id: MachineId
+    choice: PointChoice
+    writable: bool = False
+    lease_seconds: float = 14400.0
+    quota_bytes: int = 0
+    """Of the throw-away layer; 0: a part of what is free."""
+
+
+@dataclass(frozen=True, slots=True)
+class CloseView:
+    view_id: str
     machine_id: MachineId
