@@ -133,6 +133,14 @@ def test_a_journal_that_is_ahead_moves_the_spool_on(directory: Path) -> None:
     assert again.position() == (40, 400) and again.total_bytes == 0
 
 
+def test_a_spool_that_greeted_an_agent_does_not_jump_to_the_journal(directory: Path) -> None:
+    """The agent reckons its ring's positions from the greeting: behind another one, it would skip what nobody holds."""
+    spool = opened(directory)
+    spool.remember((StreamDisk(DiskId("d"), 0, 512),))
+    assert not spool.fast_forward(40, 400, "journal")
+    assert spool.position() == (0, 0)
+
+
 def test_items_have_to_follow_one_another(directory: Path) -> None:
     spool = opened(directory)
     spool.append([item(1)])

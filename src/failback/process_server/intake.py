@@ -59,6 +59,8 @@ async def _greet(stream: MachineStream, link: Link, hello: Hello) -> None:
     if hello.next_sequence > sequence + 1:
         raise items_missing(sequence + 1, hello.next_sequence)
     await asyncio.to_thread(stream.spool.remember, hello.disks)
+    if (sequence, ring) != (stream.spool.spooled_sequence, stream.spool.spooled_ring):
+        raise PeerError("the journal was ahead of the spool: greet again")
     stream.greeted.set()
     await link.send(stream.welcome(negotiate(hello), sequence, ring))
 

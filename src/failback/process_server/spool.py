@@ -226,9 +226,15 @@ class Spool:
                 self.segments.remove(segment)
         faults.point("spool.after_free")
 
-    def fast_forward(self, sequence: int, ring: int, incarnation: str) -> None:
-        """The journal is ahead of this spool (the spool's disk was replaced): go on behind the journal's position."""
+    def fast_forward(self, sequence: int, ring: int, incarnation: str) -> bool:
+        """The journal is ahead of this spool (its disk was replaced): go on behind the journal's position.
+
+        False, and nothing is changed, when an agent was greeted with the position before: what it sent since, or sends after a
+        restart, would bear the numbers of landed items (D6).
+        """
         with self._lock:
+            if self.state.disks:
+                return False
             state = replace(self.state, incarnation=incarnation, landed_sequence=sequence, landed_ring=ring)
             self._store(state)
             self._close_segment()
@@ -236,6 +242,7 @@ class Spool:
                 segment.path.unlink(missing_ok=True)
             self.segments.clear()
             self.spooled_sequence, self.spooled_ring = sequence, ring
+            return True
 
     def _is_free(self, segment: Segment, landed_sequence: int) -> bool:
         if segment.last_sequence > landed_sequence:

@@ -18,6 +18,7 @@ from failback.model.ids import MachineId
 from failback.process_server.space import SpoolSpace
 from failback.process_server.spool import Spool
 from failback.protocol import layout
+from failback.protocol.connection import items_missing
 from failback.protocol.messages import FEATURES, Ack, DigestReply, Hello, Welcome
 from failback.runtime import logs
 from failback.transport.link import Link
@@ -138,9 +139,11 @@ class MachineStream:
         self.tell_agent()
 
     async def journal_is_ahead(self, sequence: int, ring: int, incarnation: str) -> None:
+        """Raises ProtocolError ItemsMissing when an agent already relies on the position before."""
         log.warning("the journal is ahead of the spool", machine=self.machine_id, epoch=self.epoch, landed=sequence)
+        if not await asyncio.to_thread(self.spool.fast_forward, sequence, ring, incarnation):
+            raise items_missing(sequence + 1, self.spool.first_held)
         self.drop_agent(PeerError("the stream goes on behind what the journal holds: greet again"))
-        await asyncio.to_thread(self.spool.fast_forward, sequence, ring, incarnation)
         self.space.look()
 
     async def end(self, problem: FailbackError) -> None:

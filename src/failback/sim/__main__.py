@@ -1,6 +1,7 @@
 """``python -m failback.sim --seed N`` replays one world; ``--first A --count N`` runs many and names those that fail.
 
-``--story`` prints what happened. Exit status 1 when a world failed. Hash randomisation is switched off by starting anew.
+``--story`` prints what happened, ``--mutation NAME`` puts a mistake into the product (see ``mutations``).
+Exit status 1 when a world failed. Hash randomisation is switched off by starting anew.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import sys
 import tempfile
 import time
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 
 from failback.runtime import logs
+from failback.sim.mutations import MUTATIONS, made
 from failback.sim.world import World
 
-MOST_FAILURES = 5
 TORN = " --torn-overlaps"
 
 
@@ -56,6 +58,8 @@ def main() -> int:
         action="store_true",
         help="overlapping programs may be interrupted anywhere",
     )
+    parser.add_argument("--mutation", choices=[*MUTATIONS], help="put this mistake into the product")
+    parser.add_argument("--most-failures", type=int, default=5, help="stop after so many failed worlds")
     parser.add_argument("--story", action="store_true", help="print what happened")
     parser.add_argument("--log", action="store_true", help="print the roles' own logs, stamped with virtual time")
     options = parser.parse_args()
@@ -68,11 +72,12 @@ def main() -> int:
     seeds = [options.seed] if options.seed is not None else range(options.first, options.first + options.count)
     failed = done = 0
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="failback-sim-", dir=base) as directory:
+    mistake = made(options.mutation) if options.mutation else nullcontext()
+    with mistake, tempfile.TemporaryDirectory(prefix="failback-sim-", dir=base) as directory:
         for seed in seeds:
             failed += not run(seed, Path(directory), options)
             done += 1
-            if failed >= MOST_FAILURES:
+            if failed >= options.most_failures:
                 break
             if options.limit and time.perf_counter() - began > options.limit:
                 break

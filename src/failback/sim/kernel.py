@@ -201,7 +201,7 @@ class Machine:
         self.slots[generation % GENERATION_SLOTS] += 1
         if write.overlaps:
             self.count("overlaps")
-            self.mark(place, offset, len(data))
+            self.mark_overlap(write)
         while write.overlaps and write.step != "submitted" and not self.torn_overlaps:
             self._advance(write)
 
@@ -271,7 +271,7 @@ class Machine:
             self.mark(write.place, write.offset, len(write.data))
             self.count("write_errors")
         if write.overlaps:
-            self.mark(write.place, write.offset, len(write.data))  # a round may have taken the blocks before its record
+            self.mark_overlap(write)  # a round may have taken the blocks before its record
         self.slots[write.generation % GENERATION_SLOTS] -= 1
         del self.in_flight[write.key]
 
@@ -298,6 +298,10 @@ class Machine:
         for block in self._blocks(place, offset, length):
             self.dirty[block] = 1
         self.words["degraded"] = 1
+
+    def mark_overlap(self, write: Write) -> None:
+        """Which of two overlapping writes reached the device last is not known: the blocks are read again (D10)."""
+        self.mark(write.place, write.offset, len(write.data))
 
     def _any_dirty(self, write: Write) -> bool:
         return any(self.dirty[block] for block in self._blocks(write.place, write.offset, len(write.data)))

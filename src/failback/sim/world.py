@@ -20,6 +20,7 @@ from typing import Any, cast
 from failback.block.faulty import Torn
 from failback.errors import FailbackError
 from failback.journal.journal import Journal
+from failback.mobility.stream import Stream
 from failback.model.components import Endpoint, Role
 from failback.model.ids import ComponentId, DiskId, MachineId
 from failback.model.points import RecoveryPoint, ReplicaDisk
@@ -87,6 +88,8 @@ class World:
         self.rolling: Process | None = None
         """The master target's life in which a rollback is under way."""
         self.spools_lost: set[int] = set()
+        self._released_before: dict[tuple[int, int], int] = {}
+        """Where a ring's consumer stood when an epoch's stream was first seen on it."""
         self._landed: dict[int, int] = {}
         self._power_of_fuse: dict[str, bool] = {}
         self._failure: BaseException | None = None
@@ -316,6 +319,7 @@ class World:
             if self.journal is not None and self.journal.epoch == epoch and journal == self.journal.incarnation:
                 self.judge.at_least("the journal", self.journal.landed.sequence, stream.landed_sequence, epoch)
             self._look_at_spools(epoch, stream.spooled_sequence)
+            self._look_at_releases(stream)
         if agent.problem and agent.wanted is not None:
             self.plane.heard(agent.wanted.epoch, agent.problem)
 
@@ -325,6 +329,17 @@ class World:
             for stream in server.streams.all() if server is not None and server.streams is not None else ():
                 if stream.epoch == epoch and epoch not in self.spools_lost:
                     self.judge.at_least(name, stream.spool.spooled_sequence, acknowledged, epoch)
+
+    def _look_at_releases(self, stream: Stream) -> None:
+        """The ring's room is given back only for what the stream's spool holds durably (D5)."""
+        epoch, ring = stream.assignment.epoch, self.machine.ring
+        first = self._released_before.setdefault((ring.ring_id, epoch), ring.consumed)
+        if ring.consumed <= first or epoch in self.spools_lost or stream._session.ring_id != ring.ring_id:
+            return
+        server = cast(ProcessServer | None, self.role(self.plane.state.server))
+        for held in server.streams.all() if server is not None and server.streams is not None else ():
+            if held.epoch == epoch:
+                self.judge.released(epoch, ring.consumed + stream._base, held.spool.spooled_ring)
 
     def landed_in(self, epoch: int) -> int:
         if self.journal is not None and self.journal.epoch == epoch:
