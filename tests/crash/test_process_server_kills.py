@@ -57,6 +57,7 @@ async def _check(site: Site, agent: Agent, count: int, payload_bytes: int = SMAL
 )
 async def test_killed_at_a_fault_point_it_goes_on_as_if_nothing_happened(site: Site, fault: str) -> None:
     site.faults = fault
+    site.recent_memory_bytes = 1
     await site.start()
     agent = site.agent()
     sending = asyncio.create_task(_send_all(agent, 90))

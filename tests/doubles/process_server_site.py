@@ -32,7 +32,12 @@ async def eventually(condition: Callable[[], object], seconds: float = 20.0) -> 
 
 class Site:
     def __init__(
-        self, directory: Path, *, spool_limit_bytes: int = 1 << 30, authority: Authority | None = None
+        self,
+        directory: Path,
+        *,
+        spool_limit_bytes: int = 1 << 30,
+        recent_memory_bytes: int = 96 << 20,
+        authority: Authority | None = None,
     ) -> None:
         self.directory = directory
         self.authority = authority or Authority(directory / "ca")
@@ -42,6 +47,8 @@ class Site:
         self.target_port = 0
         self.agents: list[Agent] = []
         self._limit = spool_limit_bytes
+        self.recent_memory_bytes = recent_memory_bytes
+        """1: everything is spooled at once and read back."""
         self._process: subprocess.Popen[bytes] | None = None
         self.faults = ""
         self.kills = 0
@@ -56,6 +63,7 @@ class Site:
             state_directory = "{state}"
             spool_directory = "{self.directory / "spool"}"
             spool_limit_bytes = {self._limit}
+            recent_memory_bytes = {self.recent_memory_bytes}
             listen_host = "127.0.0.1"
             listen_port = {self.port}
             log_level = "DEBUG"

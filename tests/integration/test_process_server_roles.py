@@ -162,7 +162,16 @@ async def test_replies_wait_for_an_agent_that_is_away(site: Site) -> None:
     assert back.landed == 1
 
 
-async def test_a_damaged_spool_ends_the_epoch_and_nothing_damaged_is_forwarded(site: Site) -> None:
+async def test_a_damaged_spool_ends_the_epoch_and_nothing_damaged_is_forwarded(tmp_path: Path) -> None:
+    site = Site(tmp_path, recent_memory_bytes=1)
+    await site.start()
+    try:
+        await _damaged(site)
+    finally:
+        await site.close()
+
+
+async def _damaged(site: Site) -> None:
     agent = site.agent()
     await agent.send(make_batch(agent.machine_id, 1))
     await eventually(lambda: agent.landed == 1)

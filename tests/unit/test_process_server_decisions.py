@@ -12,7 +12,7 @@ from failback.model.components import Endpoint, ProcessServerAssignment, RoutedM
 from failback.model.ids import NO_GROUP, ComponentId, MachineId, MarkId
 from failback.model.stream import Codec, GapCause, MarkKind
 from failback.process_server.assignment import plan
-from failback.process_server.intake import groups
+from failback.process_server.stream import groups
 from failback.protocol.frames import RawItem, encode_item
 from failback.protocol.messages import Batch
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from failback.errors import FailbackError, NotFoundError, PeerError, StaleEpochError, StorageError
 from failback.model.components import Endpoint, ProcessServerAssignment, Role, RoutedMachine, SpooledMachine
 from failback.model.ids import MachineId
-from failback.process_server.forward import ReadBudget, SpooledItems
+from failback.process_server.forward import ForwardedItems, ReadBudget
+from failback.process_server.recent import RecentMemory
 from failback.process_server.space import SpoolSpace
 from failback.process_server.spool import Spool
 from failback.process_server.stream import MachineStream
@@ -92,13 +93,14 @@ class _Served:
     stream: MachineStream
     master_target: Endpoint
     forwarding: asyncio.Task[None]
+    spooling: asyncio.Task[None]
 
 
 class Streams:
     """All streams of this process. ``group`` runs their forwarders."""
 
     def __init__(self, directory: Path, identity: Identity, group: asyncio.TaskGroup, *, limit_bytes: int,
-                 read_bytes: int = 32 << 20, times: LinkTimes = DEFAULT_TIMES) -> None:  # fmt: skip
+                 read_bytes: int = 32 << 20, recent_bytes: int = 96 << 20, times: LinkTimes = DEFAULT_TIMES) -> None:  # fmt: skip
         self.space = SpoolSpace(limit_bytes, self._stored_bytes)
         self._directory = directory
         self._identity = identity
@@ -106,6 +108,7 @@ class Streams:
         self._times = times
         self._segment_bytes = max(1 << 20, min(64 << 20, limit_bytes // 16))
         self._read_budget = ReadBudget(read_bytes)
+        self._recent_memory = RecentMemory(recent_bytes)
         self._served: dict[MachineId, _Served] = {}
         self._assigned: dict[MachineId, int] = {}
         self._unusable: dict[MachineId, FailbackError] = {}
@@ -198,22 +201,23 @@ class Streams:
             spool = await asyncio.to_thread(
                 Spool.open, directory, machine.machine_id, machine.epoch, segment_bytes=self._segment_bytes
             )
-            stream = MachineStream(machine.machine_id, machine.epoch, spool, self.space)
+            stream = MachineStream(machine.machine_id, machine.epoch, spool, self.space, self._recent_memory)
+            spooling = self._group.create_task(stream.keep_spooling(), name=f"spool {machine.machine_id}")
             log.info("stream is served", machine=machine.machine_id, epoch=machine.epoch,
                      spooled=spool.spooled_sequence, landed=spool.state.landed_sequence)  # fmt: skip
         elif served.master_target == machine.master_target:
             return
         else:
-            stream = served.stream
+            stream, spooling = served.stream, served.spooling
             await _end(served.forwarding)
         task = self._group.create_task(
             self._forward(stream, machine.master_target), name=f"forward {machine.machine_id}"
         )
-        self._served[machine.machine_id] = _Served(stream, machine.master_target, task)
+        self._served[machine.machine_id] = _Served(stream, machine.master_target, task, spooling)
 
     async def _forward(self, stream: MachineStream, master_target: Endpoint) -> None:
         await stream.greeted.wait()
-        source = SpooledItems(stream, self._read_budget)
+        source = ForwardedItems(stream, self._read_budget)
         sender = StreamSender(
             master_target, self._identity, source, expect=Role.MASTER_TARGET, times=self._times,
             sent_fault="forward.after_send",
@@ -234,8 +238,12 @@ class Streams:
             error = PeerError("the process server stops")
         served.stream.drop_agent(error)
         await _end(served.forwarding)
-        async with served.stream.intake:  # an append may still be writing
-            await asyncio.to_thread(served.stream.spool.position)
+        await _end(served.spooling)
+        async with served.stream.intake:
+            if self._assigned.get(machine_id) == served.stream.epoch:
+                await served.stream.settle()
+            await asyncio.to_thread(served.stream.spool.position)  # an append may still be writing
+        served.stream.recent.leave()
         await asyncio.to_thread(served.stream.spool.store_landed)
         await asyncio.to_thread(served.stream.spool.close)
 

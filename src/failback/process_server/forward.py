@@ -1,6 +1,6 @@
-"""The link to the master target: items read back from the spool, in order; landed positions and replies come back.
+"""The link to the master target: items in order, from memory or read back from the spool; landed positions and replies come back.
 
-:class:`SpooledItems` is the source of a :class:`failback.transport.sender.StreamSender`. Memory for items read ahead is
+:class:`ForwardedItems` is the source of a :class:`failback.transport.sender.StreamSender`. Memory for items read ahead is
 shared by all machines (``ReadBudget``), so that two hundred backlogs do not add up. On every connection the master target's
 journal is compared with what was remembered: another incarnation, or less than it had acknowledged, ends the stream (D7).
 """
@@ -51,7 +51,7 @@ class ReadBudget:
         self._budget.release(count)
 
 
-class SpooledItems:
+class ForwardedItems:
     """One connection after the other to the master target of one stream."""
 
     def __init__(self, stream: MachineStream, budget: ReadBudget) -> None:
@@ -59,6 +59,7 @@ class SpooledItems:
         self._budget = budget
         self._reader = SpoolReader(stream.spool, stream.spool.spooled_sequence)
         self._ready: deque[RawItem] = deque()
+        self._next = stream.spool.spooled_sequence + 1
         self._taken_bytes = 0
 
     def hello(self) -> Hello:
@@ -77,30 +78,46 @@ class SpooledItems:
         if welcome.landed_sequence and not stream.spool.state.incarnation and stream.spool.spooled_sequence:
             # items were taken into an empty spool before the journal was heard: they may bear the numbers of landed ones
             raise items_missing(welcome.landed_sequence + 1, stream.spool.first_held)
-        if welcome.landed_sequence > stream.spool.spooled_sequence:
+        if welcome.landed_sequence > max(stream.spool.spooled_sequence, stream.recent.last_sequence):
             await stream.journal_is_ahead(welcome.landed_sequence, welcome.landed_ring, welcome.incarnation)
         else:
             await stream.landed(welcome.landed_sequence, welcome.landed_ring, welcome.incarnation)
         self.drop_read_items()
-        self._reader = SpoolReader(stream.spool, welcome.spooled_sequence)
+        self._next = welcome.spooled_sequence + 1
+        stream.heard.set()
         stream.master_target_linked = True
         stream.trouble = ""
 
     async def next(self) -> RawItem:
-        if not self._ready:
-            self._give_back()
-            await self._wait_for_more()
-            wanted = max(_READ_BYTES, await asyncio.to_thread(self._reader.next_bytes))
-            await self._budget.take(wanted)
-            self._taken_bytes = wanted
-            self._ready.extend(await asyncio.to_thread(self._reader.read_some, _READ_BYTES))
-        return self._ready.popleft()
+        item = await self._find()
+        self._next += 1
+        return item
 
-    async def _wait_for_more(self) -> None:
+    async def _find(self) -> RawItem:
+        """The next item, from memory where it is there."""
         stream = self._stream
-        while stream.spool.spooled_sequence < self._reader.next_sequence:
+        while True:
+            if self._ready and self._ready[0].header.sequence == self._next:
+                return self._ready.popleft()
+            item = stream.recent.get(self._next)
+            if item is not None:
+                self.drop_read_items()
+                await stream.before_forwarding(self._next)
+                return item
+            if self._next <= stream.spool.spooled_sequence:
+                await self._read()
+                continue
             stream.more.clear()
             await stream.more.wait()
+
+    async def _read(self) -> None:
+        self.drop_read_items()
+        if self._reader.next_sequence != self._next:
+            self._reader = SpoolReader(self._stream.spool, self._next - 1)
+        wanted = max(_READ_BYTES, await asyncio.to_thread(self._reader.next_bytes))
+        await self._budget.take(wanted)
+        self._taken_bytes = wanted
+        self._ready.extend(await asyncio.to_thread(self._reader.read_some, _READ_BYTES))
 
     async def acknowledged(self, ack: Ack) -> None:
         await self._stream.landed(ack.landed_sequence, ack.landed_ring, ack.incarnation)

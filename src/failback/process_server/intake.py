@@ -1,7 +1,8 @@
-"""The link from an agent: who may send, where it goes on, and the loop receive -> spool -> acknowledge.
+"""The link from an agent: who may send, where it goes on, and what arrives.
 
-One sync covers everything that arrived while the sync before it ran (group commit). Nothing is acknowledged before it is
-durable. While the spools are full this side does not read: the agent waits.
+Items are kept in memory, from where they are forwarded at once and spooled when they do not land in time (``stream``, decision
+0010); nothing is acknowledged before it is durable in the spool or in the journal. While that memory is short, because the
+spools are full and the master target takes nothing, this side does not read: the agent waits.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from failback.process_server.stream import ENDING_CODES, MachineStream
 from failback.protocol.connection import items_missing, journal_fell_back, journal_replaced, negotiate
 from failback.protocol.frames import RawItem
 from failback.protocol.messages import Hello
-from failback.runtime import faults, logs
+from failback.runtime import logs
 from failback.transport.link import Link
 
 log = logs.get(__name__)
+
+_HEARING_SECONDS = 4.0
 
 
 def check_peer(link: Link, hello: Hello) -> None:
@@ -46,7 +49,7 @@ async def take_stream(stream: MachineStream, link: Link, hello: Hello) -> None:
         log.info("agent is linked", machine=hello.machine_id, epoch=hello.epoch, address=link.address,
                  spooled=stream.spool.spooled_sequence)  # fmt: skip
         try:
-            await _spool(stream, link)
+            await _take(stream, link)
         finally:
             stream.agent_gone(link)
 
@@ -55,14 +58,42 @@ async def _greet(stream: MachineStream, link: Link, hello: Hello) -> None:
     if stream.problem is not None:
         raise stream.problem
     _compare_journals(stream, hello)
-    sequence, ring = await asyncio.to_thread(stream.spool.position)  # after an append of the link before
+    await asyncio.to_thread(stream.spool.remember, hello.disks)
+    stream.greeted.set()
+    await _hear(stream)
+    await _settle_before(stream)
+    sequence, ring = await asyncio.to_thread(stream.spool.position)
     if hello.next_sequence > sequence + 1:
         raise items_missing(sequence + 1, hello.next_sequence)
-    await asyncio.to_thread(stream.spool.remember, hello.disks)
-    if (sequence, ring) != (stream.spool.spooled_sequence, stream.spool.spooled_ring):
-        raise PeerError("the journal was ahead of the spool: greet again")
-    stream.greeted.set()
     await link.send(stream.welcome(negotiate(hello), sequence, ring))
+
+
+async def _hear(stream: MachineStream) -> None:
+    """An earlier process forwarded items that it had not spooled: only the journal knows which of them landed."""
+    try:
+        async with asyncio.timeout(_HEARING_SECONDS):
+            await stream.heard.wait()
+    except TimeoutError:
+        raise PeerError(
+            "the master target has to say first what landed",
+            code="JournalNotHeard",
+            possible_causes="this process server was ended while it forwarded, and the master target is away",
+            remedy="none when the master target comes back: the agent tries again and loses nothing",
+        ) from None
+
+
+async def _settle_before(stream: MachineStream) -> None:
+    """Make durable what the link before left: an agent that has started again would make other items of it."""
+    try:
+        async with asyncio.timeout(_HEARING_SECONDS):
+            await stream.spool_all()
+    except TimeoutError:
+        raise PeerError(
+            "what came before cannot be spooled yet",
+            code="SpoolFull",
+            possible_causes="the spools are full, or their disk is slow",
+            remedy="none when the master target takes items again: the agent tries again and loses nothing",
+        ) from None
 
 
 def _compare_journals(stream: MachineStream, hello: Hello) -> None:
@@ -75,28 +106,10 @@ def _compare_journals(stream: MachineStream, hello: Hello) -> None:
     stream.agent_remembers(hello.incarnation, hello.landed_sequence)
 
 
-async def _spool(stream: MachineStream, link: Link) -> None:
+async def _take(stream: MachineStream, link: Link) -> None:
     while True:
         items = [message for message in await link.receive_some() if isinstance(message, RawItem)]
-        if not items:
-            continue
-        for together in groups(items, stream.space.limit_bytes // 4):
-            async with stream.space.reserved(sum(len(item.buffer) for item in together)):
-                await asyncio.to_thread(stream.spool.append, together)
-            faults.point("spool.before_ack")
-            stream.spooled_more()
-            together.clear()  # waiting for the next items must not keep these in memory
-        items.clear()
-
-
-def groups(items: list[RawItem], limit_bytes: int) -> list[list[RawItem]]:
-    """The items in order, in groups of at most ``limit_bytes`` or one item: what is synced together."""
-    found: list[list[RawItem]] = []
-    size = 0
-    for item in items:
-        if not found or size + len(item.buffer) > limit_bytes:
-            found.append([])
-            size = 0
-        found[-1].append(item)
-        size += len(item.buffer)
-    return found
+        if items:
+            stream.received(items)
+            items.clear()  # waiting for the next items must not keep these in memory
+            await stream.memory.room()

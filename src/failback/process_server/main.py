@@ -53,6 +53,7 @@ async def _main(config: ProcessServerConfig, stop: asyncio.Event) -> None:
             group,
             limit_bytes=config.spool_limit_bytes,
             read_bytes=config.read_memory_bytes,
+            recent_bytes=config.recent_memory_bytes,
         )
 
         async def accept(link: Link, hello: Hello) -> None:

@@ -5,7 +5,8 @@ the other, exactly as they came (docs/protocol.md); its name is the sequence of 
 synced together; only then is anything acknowledged. A segment is synced before the next one is created, so only the last
 one can have a torn tail, which :meth:`Spool.open` cuts off at the first frame that is not whole: it was never
 acknowledged. ``state.json`` is replaced durably before anything that has landed is deleted, so that an empty spool still
-knows where the stream stands and which journal took it (D7).
+knows where the stream stands and which journal took it (D7). Items that landed before they were written are never written:
+the stream then stands behind them, and a segment that follows begins behind them (decision 0010).
 
 Calls block and may come from several threads; a lock orders them. Fault points: ``spool.before_sync``,
 ``spool.after_sync``, ``spool.before_free``, ``spool.after_free``, ``spool.before_state``.
@@ -47,6 +48,8 @@ class StreamState:
     landed_ring: int = 0
     problem: dict[str, str] = field(default_factory=dict)
     """An error that ended the epoch (``FailbackError.as_dict``); empty while all is well."""
+    forwards_early: bool = False
+    """Items may have been forwarded that are not spooled: after a restart the journal says first where the stream stands."""
 
 
 @dataclass(slots=True)
@@ -114,7 +117,8 @@ class Spool:
     # --- writing ----------------------------------------------------------------------------------------------------
 
     def append(self, items: list[RawItem]) -> None:
-        """Write and sync the items; durable when this returns. On an error none of them counts as spooled.
+        """Write and sync the items; durable when this returns. On an error none of them counts as spooled. Those that have
+        landed meanwhile are left out.
 
         Raises ProtocolError (not the next sequence), OutOfSpaceError, StorageError.
         """
@@ -122,6 +126,9 @@ class Spool:
             begun: list[Segment] = []
             written: dict[int, int] = {}
             expected = self.spooled_sequence
+            items = [item for item in items if item.header.sequence > expected]
+            if not items:
+                return
             try:
                 for item in items:
                     expected += 1
@@ -207,15 +214,25 @@ class Spool:
             if self.state != self._stored:
                 self._store(self.state)
 
+    def set_early(self, early: bool) -> None:
+        """Store durably whether items are forwarded before they are spooled. To end it everything forwarded is spooled."""
+        with self._lock:
+            if early != self.state.forwards_early:
+                self._store(replace(self.state, forwards_early=early))
+
     def landed(self, sequence: int, ring: int, incarnation: str) -> None:
-        """The journal holds everything up to ``sequence``: delete segments that it covers, state first."""
+        """The journal holds everything up to ``sequence``: delete segments that it covers, state first. The stream goes on
+        behind it even if it was not spooled up to there."""
         with self._lock:
             state = replace(self.state, incarnation=incarnation, landed_sequence=sequence, landed_ring=ring)
-            free = [segment for segment in self.segments if self._is_free(segment, sequence)]
+            ahead = sequence > self.spooled_sequence
+            free = [segment for segment in self.segments if ahead or self._is_free(segment, sequence)]
             if free or state.incarnation != self.state.incarnation:
                 self._store(state)
             else:
                 self.state = state
+            if ahead:
+                self.spooled_ring, self.spooled_sequence = ring, sequence
             if not free:
                 return
             faults.point("spool.before_free")
@@ -226,14 +243,15 @@ class Spool:
                 self.segments.remove(segment)
         faults.point("spool.after_free")
 
-    def fast_forward(self, sequence: int, ring: int, incarnation: str) -> bool:
+    def fast_forward(self, sequence: int, ring: int, incarnation: str, *, although_greeted: bool = False) -> bool:
         """The journal is ahead of this spool (its disk was replaced): go on behind the journal's position.
 
         False, and nothing is changed, when an agent was greeted with the position before: what it sent since, or sends after a
-        restart, would bear the numbers of landed items (D6).
+        restart, would bear the numbers of landed items (D6). ``although_greeted``: it was a process before this one that
+        greeted and forwarded without spooling, and none is greeted before the journal was heard (decision 0010).
         """
         with self._lock:
-            if self.state.disks:
+            if self.state.disks and not although_greeted:
                 return False
             state = replace(self.state, incarnation=incarnation, landed_sequence=sequence, landed_ring=ring)
             self._store(state)
@@ -348,14 +366,15 @@ class SpoolReader:
                 raise _storage_error(error, self._spool.directory) from error
             try:
                 while self._next <= min(segment.last_sequence, self._spool.spooled_sequence):
-                    item = self._read_one(descriptor, segment.path)
-                    if item.header.sequence >= self._next:
-                        if found and taken + len(item.buffer) > limit_bytes:
+                    header = _header_at(descriptor, self._offset, segment.path)
+                    if header.sequence >= self._next:
+                        if found and taken + header.total_bytes > limit_bytes:
                             return found
+                        item = self._read_one(descriptor, segment.path, header)
                         found.append(item)
                         taken += len(item.buffer)
                         self._next += 1
-                    self._offset += len(item.buffer)
+                    self._offset += header.total_bytes
             finally:
                 os.close(descriptor)
             if taken >= limit_bytes:
@@ -370,9 +389,9 @@ class SpoolReader:
                 return segment
         raise items_missing(self._next, self._spool.first_held)
 
-    def _read_one(self, descriptor: int, path: Path) -> RawItem:
+    def _read_one(self, descriptor: int, path: Path, header: ItemHeader) -> RawItem:
         try:
-            frame = bytearray(_header_at(descriptor, self._offset, path).total_bytes)
+            frame = bytearray(header.total_bytes)
             view = memoryview(frame)
             filled = 0
             while filled < len(frame):

@@ -1,26 +1,30 @@
 """One machine's stream of one epoch: its spool, the link from its agent and what is known of the link to its master target.
 
-Lives in the event loop; disk work goes to threads. The intake and the forwarder meet only here: the intake announces what
-is durable (:meth:`MachineStream.spooled_more`), the forwarder announces what has landed and what the master target answers,
-which is told upstream at once. A *problem* is something that only a new epoch cures (the journal was replaced, the spool
-lost items): the agent is refused with it until the assignment names a higher epoch.
+Lives in the event loop; disk work goes to threads. The intake, the forwarder and the spooling meet only here: the intake hands
+over what arrived (:meth:`MachineStream.received`), the forwarder announces what has landed and what the master target
+answers, :meth:`MachineStream.keep_spooling` writes what does not land in time; all of it is told upstream at once. A
+*problem* is something that only a new epoch cures (the journal was replaced, the spool lost items): the agent is refused with
+it until the assignment names a higher epoch.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from functools import partial
 
 from failback import __version__
-from failback.errors import FailbackError, PeerError, from_dict
+from failback.errors import FailbackError, PeerError, StorageError, from_dict
 from failback.model.components import SpooledMachine
 from failback.model.ids import MachineId
+from failback.process_server.recent import RecentItems, RecentMemory
 from failback.process_server.space import SpoolSpace
 from failback.process_server.spool import Spool
 from failback.protocol import layout
 from failback.protocol.connection import items_missing
+from failback.protocol.frames import RawItem
 from failback.protocol.messages import FEATURES, Ack, DigestReply, Hello, Welcome
-from failback.runtime import logs
+from failback.runtime import faults, logs
 from failback.transport.link import Link
 
 log = logs.get(__name__)
@@ -28,10 +32,13 @@ log = logs.get(__name__)
 ENDING_CODES = frozenset({"JournalReplaced", "RedoDamaged", "ItemsMissing", "SpoolDamaged"})
 """Errors that only a new epoch cures."""
 _KEPT_REPLIES = 4096
+_RETRY_SECONDS = 1.0
 
 
 class MachineStream:
-    def __init__(self, machine_id: MachineId, epoch: int, spool: Spool, space: SpoolSpace) -> None:
+    def __init__(
+        self, machine_id: MachineId, epoch: int, spool: Spool, space: SpoolSpace, memory: RecentMemory
+    ) -> None:
         self.machine_id = machine_id
         self.epoch = epoch
         self.spool = spool
@@ -43,7 +50,17 @@ class MachineStream:
         self.greeted = asyncio.Event()
         """The stream's disks are known: the master target can be greeted."""
         self.more = asyncio.Event()
-        self.master_target_linked = False
+        """There is more to forward."""
+        self.recent = RecentItems(memory, self._recent_changed)
+        self.memory = memory
+        self.heard = asyncio.Event()
+        """The journal's position is known as far as it matters to where the stream stands."""
+        if not spool.state.forwards_early:
+            self.heard.set()
+        self._linked = False
+        self._to_spool = asyncio.Event()
+        self._spooling = asyncio.Lock()
+        self._early = asyncio.Lock()
         self.problem: FailbackError | None = from_dict(spool.state.problem) if spool.state.problem else None
         self.trouble = ""
         """Why the master target is not linked; empty while it is."""
@@ -51,6 +68,15 @@ class MachineStream:
         self._replies: deque[DigestReply] = deque(maxlen=_KEPT_REPLIES)
         if spool.state.disks:
             self.greeted.set()
+
+    @property
+    def master_target_linked(self) -> bool:
+        return self._linked
+
+    @master_target_linked.setter
+    def master_target_linked(self, linked: bool) -> None:
+        self._linked = linked
+        self._to_spool.set()
 
     # --- what is said ------------------------------------------------------------------------------------------------
 
@@ -80,19 +106,26 @@ class MachineStream:
             disks=state.disks,
             incarnation=state.incarnation,
             landed_sequence=state.landed_sequence,
-            next_sequence=self.spool.first_held,
+            next_sequence=self.first_held,
         )
+
+    @property
+    def first_held(self) -> int:
+        """Sequence of the oldest item that can be forwarded; one after the last when nothing is held."""
+        if self.spool.segments or not self.recent.first_sequence:
+            return self.spool.first_held
+        return self.recent.first_sequence
 
     def tell_agent(self) -> None:
         """Acknowledge upstream what is durable here and there."""
         if self.agent is None:
             return
-        spool, state = self.spool, self.spool.state
+        state, spool = self.spool.state, self.spool  # in this order: a thread may be moving both
         self.agent.send_small(
             Ack(
                 epoch=self.epoch,
-                spooled_sequence=spool.spooled_sequence,
-                spooled_ring=spool.spooled_ring,
+                spooled_sequence=max(spool.spooled_sequence, state.landed_sequence),
+                spooled_ring=max(spool.spooled_ring, state.landed_ring),
                 landed_sequence=state.landed_sequence,
                 landed_ring=state.landed_ring,
                 incarnation=state.incarnation,
@@ -128,23 +161,101 @@ class MachineStream:
 
     # --- what happened -----------------------------------------------------------------------------------------------
 
-    def spooled_more(self) -> None:
+    def received(self, items: list[RawItem]) -> None:
+        """Items arrived, the next ones in order."""
+        self.recent.add(items)
         self.more.set()
-        self.tell_agent()
+
+    def _recent_changed(self) -> None:
+        self._to_spool.set()
 
     async def landed(self, sequence: int, ring: int, incarnation: str) -> None:
         """The master target's journal holds everything up to there: free and tell upstream."""
         await asyncio.to_thread(self.spool.landed, sequence, ring, incarnation)
+        self.recent.landed(sequence)
         self.space.look()
         self.tell_agent()
 
     async def journal_is_ahead(self, sequence: int, ring: int, incarnation: str) -> None:
         """Raises ProtocolError ItemsMissing when an agent already relies on the position before."""
         log.warning("the journal is ahead of the spool", machine=self.machine_id, epoch=self.epoch, landed=sequence)
-        if not await asyncio.to_thread(self.spool.fast_forward, sequence, ring, incarnation):
-            raise items_missing(sequence + 1, self.spool.first_held)
+        async with self._spooling:
+            forwarded_unspooled = not self.heard.is_set()  # by the process before this one: nobody was greeted since
+            forward = partial(self.spool.fast_forward, sequence, ring, incarnation, although_greeted=forwarded_unspooled)
+            if not await asyncio.to_thread(forward):
+                raise items_missing(sequence + 1, self.spool.first_held)
+            self.recent.clear()
         self.drop_agent(PeerError("the stream goes on behind what the journal holds: greet again"))
         self.space.look()
+
+    # --- spooling what does not land in time (decision 0010) -------------------------------------------------------------
+
+    async def keep_spooling(self) -> None:
+        """Until cancelled. A spool that fails is told to the agent and tried again; items that land need no spool."""
+        while True:
+            self._to_spool.clear()
+            delay = self.recent.seconds_to_spooling(master_target_linked=self._linked)
+            if delay is None and not self._linked:
+                await self._end_early()
+            if delay != 0.0:
+                await self._until_news(delay)
+                continue
+            try:
+                await self.spool_all()
+            except FailbackError as error:
+                self.trouble = error.message
+                self.drop_agent(error)
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _until_news(self, seconds: float | None) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._to_spool.wait()
+        except TimeoutError:
+            return
+
+    async def spool_all(self) -> None:
+        """Make all that arrived durable here, unless it lands meanwhile. Raises StorageError, OutOfSpaceError."""
+        async with self._spooling:
+            for together in groups(self.recent.unspooled(), self.space.limit_bytes // 4):
+                async with self.space.reserved(sum(len(item.buffer) for item in together)):
+                    await asyncio.to_thread(self.spool.append, together)
+                faults.point("spool.before_ack")
+                self.recent.spooled(self.spool.spooled_sequence)
+                self.tell_agent()
+                together.clear()  # must not keep these in memory
+
+    async def before_forwarding(self, sequence: int) -> None:
+        """An item that is not spooled goes out only after it is durable that this happens."""
+        if sequence <= self.spool.spooled_sequence or (self.spool.state.forwards_early and not self._early.locked()):
+            return
+        async with self._early:
+            await asyncio.to_thread(self.spool.set_early, True)
+
+    async def _end_early(self) -> None:
+        """The master target is away and everything is spooled: after a restart it need not be asked first."""
+        async with self._early:
+            if (
+                self._linked
+                or self.recent.unspooled()
+                or not self.spool.state.forwards_early
+                or not self.heard.is_set()
+            ):
+                return
+            try:
+                await asyncio.to_thread(self.spool.set_early, False)
+            except StorageError as error:
+                self.trouble = error.message
+
+    async def settle(self) -> None:
+        """The process server stops or hands over: what arrived is spooled, and the journal need not be asked first."""
+        self.master_target_linked = False
+        try:
+            await self.spool_all()
+        except FailbackError as error:
+            log.warning("what has not landed could not be spooled: it was not acknowledged", machine=self.machine_id,
+                        reason=error.message)  # fmt: skip
+        await self._end_early()
 
     async def end(self, problem: FailbackError) -> None:
         """This epoch cannot go on: refuse the agent with the reason from now on, also after a restart."""
@@ -175,3 +286,16 @@ class MachineStream:
             pending_bytes=spool.pending_bytes,
             problem=f"{self.problem.code}: {self.problem.message}" if self.problem else self.trouble,
         )
+
+
+def groups(items: list[RawItem], limit_bytes: int) -> list[list[RawItem]]:
+    """The items in order, in groups of at most ``limit_bytes`` or one item: what is synced together."""
+    found: list[list[RawItem]] = []
+    size = 0
+    for item in items:
+        if not found or size + len(item.buffer) > limit_bytes:
+            found.append([])
+            size = 0
+        found[-1].append(item)
+        size += len(item.buffer)
+    return found

@@ -1,6 +1,6 @@
 """What must hold in every world, whatever happens to it.
 
-1. Acknowledged as landed means in the journal, after any crash; acknowledged as spooled means in the spool.
+1. Acknowledged as landed means in the journal, after any crash; acknowledged as spooled means in the spool or in the journal.
 2. No acknowledgement is ever taken back (within one epoch, one journal, and unless the world destroyed a disk on purpose).
 3. Every published point equals the source at that place of its ring, byte for byte; *before reprotect* the disks as found.
 4. Where the applied place lies in no gap, the replica's disks equal the source at that place.

@@ -18,7 +18,7 @@ from failback.journal import applier, journal
 from failback.journal import format as journal_format
 from failback.mobility import comparing, passes, stream
 from failback.mobility.capture import libbpf, rereading, session
-from failback.process_server import spool
+from failback.process_server import recent, spool
 from failback.runtime import faults
 from failback.sim.capture import SimulatedHasher, read_device
 from failback.sim.kernel import Machine
@@ -63,6 +63,7 @@ def installed(
     inline = InlineExecutor()
     random.seed(chance.getrandbits(64))
     ids = random.Random(chance.getrandbits(64))
+    late = random.Random(str(chance.getstate()))  # draws nothing: seeds keep their worlds
 
     class Hasher(SimulatedHasher):
         pass
@@ -93,6 +94,8 @@ def installed(
         (journal_format, "REDO_SEGMENT_BYTES", chance.choice((1 << 14, 1 << 18, 64 << 20))),
         (applier, "GROUP_BYTES", chance.choice((1 << 14, 1 << 18, 8 << 20))),
         (spool, "_KEPT_SEGMENT_BYTES", chance.choice((1 << 12, 1 << 20))),
+        (recent, "SPOOL_AFTER_SECONDS", late.choice((0.0, 0.05, 0.5, 5.0))),
+        (recent, "SPOOL_ABOVE_BYTES", late.choice((1 << 14, 1 << 18, 32 << 20))),
     ]
     with ExitStack() as stack:
         for owner, name, value in replaced:

@@ -328,7 +328,8 @@ class World:
             server = cast(ProcessServer | None, self.role(name))
             for stream in server.streams.all() if server is not None and server.streams is not None else ():
                 if stream.epoch == epoch and epoch not in self.spools_lost:
-                    self.judge.at_least(name, stream.spool.spooled_sequence, acknowledged, epoch)
+                    held = max(stream.spool.spooled_sequence, self.landed_in(epoch))
+                    self.judge.at_least(name, held, acknowledged, epoch)
 
     def _look_at_releases(self, stream: Stream) -> None:
         """The ring's room is given back only for what the stream's spool holds durably (D5)."""
