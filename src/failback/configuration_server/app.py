@@ -26,6 +26,7 @@ from failback.configuration_server.config import ServerConfig
 from failback.configuration_server.database import Database
 from failback.configuration_server.enrolment.bootstrap import Installation, bootstrap
 from failback.configuration_server.enrolment.desk import EnrolmentDesk
+from failback.configuration_server.enrolment.group_route import group_router
 from failback.configuration_server.enrolment.routes import component_router, error_response, token_router
 from failback.configuration_server.fabrics import open_fabric
 from failback.configuration_server.jobs.engine import JobEngine
@@ -34,6 +35,7 @@ from failback.configuration_server.monitors.repairs import Repairs
 from failback.configuration_server.monitors.watch import Monitors
 from failback.configuration_server.registry import News, Orders, Registry
 from failback.configuration_server.workflows.catalogue import scenarios
+from failback.configuration_server.workflows.group_point import GroupPoints
 from failback.configuration_server.workflows.scheduled_points import ScheduledPoints
 from failback.configuration_server.workflows.world import World
 from failback.errors import FailbackError
@@ -56,6 +58,7 @@ class Assembled:
     desk: EnrolmentDesk
     monitors: Monitors
     engine: JobEngine
+    groups: GroupPoints
     application: FastAPI
 
     async def background(self) -> None:
@@ -66,9 +69,11 @@ class Assembled:
             group.create_task(
                 ScheduledPoints(self.database, self.orders, self.clock).run(), name="points by the policy"
             )
+            group.create_task(self.groups.run(), name="marks of replication groups")
 
     async def quiet(self) -> None:
         """Interrupt the jobs (they go on at the next start) and answer the long polls."""
+        self.groups.close()
         await self.engine.close()
         self.news.close()
 
@@ -110,12 +115,15 @@ def open_server(config: ServerConfig) -> Assembled:
     )
     executor = DbosExecutor(_jobs_url(config), installation.component_id)
     engine = JobEngine(database, scenarios(world), executor, clock=clock)
+    groups = GroupPoints(database, clock, hold_seconds=config.limits.hold_seconds)
     services = Services(
-        database=database, orders=orders, news=news, fabrics=sites, clock=clock, jobs=engine,
+        database=database, orders=orders, news=news, fabrics=sites, clock=clock, jobs=engine, groups=groups,
         heartbeat_alarm_seconds=config.heartbeat_alarm_seconds,
     )  # fmt: skip
     application = _application(services, desk, registry)
-    return Assembled(config, clock, database, installation, news, registry, orders, desk, monitors, engine, application)
+    return Assembled(
+        config, clock, database, installation, news, registry, orders, desk, monitors, engine, groups, application
+    )
 
 
 def _jobs_url(config: ServerConfig) -> str:
@@ -128,6 +136,7 @@ def _jobs_url(config: ServerConfig) -> str:
 def _application(services: Services, desk: EnrolmentDesk, registry: Registry) -> FastAPI:
     application = FastAPI(title="Failback", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     application.include_router(component_router(desk, registry, services.clock))
+    application.include_router(group_router(services.groups))
     application.include_router(token_router(desk), dependencies=[Depends(signed_in(services))])
     application.include_router(arm_router(services))
     application.add_middleware(Gate, services=services)

@@ -38,6 +38,8 @@ class MobilityConfig:
     pre_script: str = ""
     post_script: str = ""
     script_timeout_seconds: float = 30.0
+    hold_groups: tuple[str, ...] = ()
+    """Control groups (``/system.slice``) that a replication group's mark stops; empty: all but init's and this service's."""
     log_level: str = "INFO"
 
 

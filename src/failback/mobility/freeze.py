@@ -131,7 +131,7 @@ async def freeze(plan: FreezePlan, limit_seconds: float) -> Frozen:
     The limit runs from here on, the time that freezing itself takes included.
     """
     began = _clock.monotonic()
-    channel, pid = await asyncio.to_thread(_start_watchdog, plan.mount_points)
+    channel, pid = await asyncio.to_thread(start_watchdog, plan.mount_points)
     try:
         descriptors = [os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in plan.mount_points]
     except OSError as error:
@@ -142,7 +142,7 @@ async def freeze(plan: FreezePlan, limit_seconds: float) -> Frozen:
     try:
         watchdog.lock_memory()
         channel.sendall(f"limit {limit_seconds}\n".encode("ascii"))
-        unsupported = await asyncio.to_thread(_freeze_all, plan.mount_points, descriptors)
+        unsupported = await asyncio.to_thread(freeze_all, plan.mount_points, descriptors)
     except (OSError, FreezeError, asyncio.CancelledError) as error:
         _undo(descriptors, channel)
         if isinstance(error, OSError):
@@ -173,7 +173,7 @@ def _undo(descriptors: list[int], channel: socket.socket) -> None:
     logging.disable(logging.NOTSET)
 
 
-def _freeze_all(mount_points: tuple[str, ...], descriptors: list[int]) -> tuple[str, ...]:
+def freeze_all(mount_points: tuple[str, ...], descriptors: list[int]) -> tuple[str, ...]:
     """FIFREEZE once per superblock; returns those that know no freeze, synced. The first failure raises; the caller thaws."""
     unsupported: list[str] = []
     for path, descriptor in zip(mount_points, descriptors, strict=True):
@@ -210,7 +210,7 @@ def _sync_file_system(descriptor: int) -> None:
     ctypes.CDLL(None).syncfs(descriptor)
 
 
-def _start_watchdog(mount_points: tuple[str, ...]) -> tuple[socket.socket, int]:
+def start_watchdog(mount_points: tuple[str, ...]) -> tuple[socket.socket, int]:
     """Returns our end of the channel and the watchdog's process id, once it is ready. Blocking."""
     ours, theirs = socket.socketpair()
     script = str(Path(watchdog.__file__))

@@ -50,7 +50,8 @@ class Leases:
         self._memory = memory
         self._running = running
         self._changed = changed
-        self._busy = asyncio.Lock()
+        self.exclusive = asyncio.Lock()
+        """Taken by whatever holds the machine still: one thing does so at a time."""
         self._hold: Frozen | None = None
         self._beginning: Frozen | None = None
         self._thaws = 0
@@ -60,9 +61,13 @@ class Leases:
     def frozen(self) -> bool:
         return self._hold is not None and not self._hold.ended.is_set()
 
+    def occupied(self) -> str:
+        """Why the machine cannot be held still for something else now; empty when it can."""
+        return "a freeze lease is held" if self.frozen else "a freeze is under way" if self.exclusive.locked() else ""
+
     async def app_consistent_mark(self, order: Order, progress: Callable[[int, int], None]) -> dict[str, Any]:
         arguments = records.decode(order.arguments, AppConsistentMark, "app-consistent-mark")
-        async with self._busy:
+        async with self.exclusive:
             self._refuse_while_frozen()
             running = await self._when_running()
             deadline = time.monotonic() + max(arguments.limit_seconds, self._config.script_timeout_seconds)
@@ -83,7 +88,7 @@ class Leases:
 
     async def freeze_lease(self, order: Order, progress: Callable[[int, int], None]) -> dict[str, Any]:
         arguments = records.decode(order.arguments, FreezeLease, "freeze-lease")
-        async with self._busy:
+        async with self.exclusive:
             self._refuse_while_frozen()
             if arguments.mark_id in self._memory.value.lease_marks:
                 raise FreezeError("this freeze lease was begun before and was lost", code="FreezeLeaseLost",
@@ -157,7 +162,7 @@ class Leases:
         occasion = self._memory.value.post_script_owed
         if not occasion:
             return
-        async with self._busy:
+        async with self.exclusive:
             log.warning(
                 "this service was killed between the scripts of a mark: running the post-script", occasion=occasion
             )

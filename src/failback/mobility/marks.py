@@ -30,6 +30,8 @@ class Mark:
     check: Callable[[], None]
     """Raises when the machine is not held still any more: the mark then is none."""
     placed: asyncio.Future[Placed]
+    position: int | None = None
+    """Where it lies already (a common mark is put while the machine is held, and sent afterwards)."""
 
     def still_valid(self) -> bool:
         """Asked when the mark's place is fixed and nothing is sent yet: held still now means held still there too."""

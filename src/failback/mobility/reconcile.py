@@ -21,6 +21,8 @@ from failback.mobility.capture import pins
 from failback.mobility.capture.session import CaptureSession
 from failback.mobility.capture.values import CaptureDisk, SelfTest
 from failback.mobility.config import MobilityConfig
+from failback.mobility.group import GroupMember
+from failback.mobility.hold import release_left_over
 from failback.mobility.leases import Leases, Running
 from failback.mobility.memory import MemoryFile
 from failback.mobility.selftest import self_test_without_capture
@@ -29,6 +31,7 @@ from failback.model import orders
 from failback.model.components import DiskFacts, MobilityAssignment, MobilityStatus, Order
 from failback.model.orders import Probe, ProbeResult, SelfTestResult
 from failback.runtime import logs, records
+from failback.transport.https import HttpsClient
 from failback.transport.identity import Identity
 
 log = logs.get(__name__)
@@ -128,6 +131,7 @@ class Reconciler:
         """Until cancelled. Leaves the capture going in the kernel: a restarted agent goes on from it (D11)."""
         self._disks = await asyncio.to_thread(facts.disks, self._config.disks, self._config.exclude_disks)
         self._changed()
+        await asyncio.to_thread(release_left_over, self._config.runtime_directory)
         settling = asyncio.create_task(self._leases.settle(), name="post-script owed")
         try:
             if self._wanted is None:
@@ -157,14 +161,15 @@ class Reconciler:
             stream = await self._open(wanted)
             running = asyncio.create_task(stream.run(), name="stream")
             news = asyncio.create_task(self._news.wait(), name="assignment")
+            member = asyncio.create_task(self._take_part(stream), name="replication group")
             try:
                 await asyncio.wait({running, news}, return_when=asyncio.FIRST_COMPLETED)
                 if running.done():
                     await running
             finally:
-                for task in (running, news):
+                for task in (member, running, news):
                     task.cancel()
-                await asyncio.gather(running, news, return_exceptions=True)
+                await asyncio.gather(member, running, news, return_exceptions=True)
                 self._earlier, self._stream = stream, None
                 await self._close()
         except (FailbackError, OSError, BaseExceptionGroup) as error:
@@ -172,6 +177,21 @@ class Reconciler:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RETRY_SECONDS):
                     await self._news.wait()
+
+    async def _take_part(self, stream: Stream) -> None:
+        """In the common marks of the machine's replication group, if it is in one."""
+        if not stream.assignment.group_id:
+            return
+        identity, config = self._identity, self._config
+        client = HttpsClient(
+            config.configuration_server.url, ca_file=identity.ca_path,
+            certificate=(identity.certificate_path, identity.key_path),
+        )  # fmt: skip
+        member = GroupMember(
+            stream, client, devices=tuple(self._devices.values()), named=config.hold_groups,
+            runtime_directory=config.runtime_directory, leases=self._leases,
+        )  # fmt: skip
+        await member.run()
 
     def _fail(self, error: BaseException) -> None:
         while isinstance(error, BaseExceptionGroup):

@@ -99,6 +99,8 @@ class Stream:
         self._batch_wanted = False
         self._closed_at = time.monotonic()
         self._marks: deque[Mark] = deque()
+        self._resting: asyncio.Event | None = None
+        """While set nothing is collected; done when the pump has noticed."""
         self._landed_ring = 0
         self._begun = self._ended = False
         self._sent_before = 0
@@ -179,6 +181,47 @@ class Stream:
                 placed.cancel()  # no effect on one that is placed
             if placed.result().gap is GapCause.NONE:
                 return placed.result()
+
+    # --- a common mark of a replication group (D19) -----------------------------------------------------------------
+
+    def unmarkable(self) -> str:
+        """Why a mark put now would become no point; empty when it would."""
+        if self._ended or not self._begun or not self.linked:
+            return "the process server is not connected"
+        if self.comparing:
+            return "its disks are being compared"
+        return f"a gap is open ({self.gap})" if self.gap else "blocks are being read again" if self._dirty else ""
+
+    async def rest(self, limit_seconds: float) -> None:
+        """Collect nothing until :meth:`go_on`: then a mark is put at once. Raises FreezeError when that takes too long."""
+        self._resting = asyncio.Event()
+        self._wake.set()
+        try:
+            async with asyncio.timeout(limit_seconds):
+                await self._resting.wait()
+        except TimeoutError:
+            self.go_on()
+            raise FreezeError(f"the stream did not come to rest within {limit_seconds:g} s", retryable=True) from None
+
+    async def put_common_mark(self, mark_id: MarkId) -> int:
+        """Put the mark while the stream rests; its batch is sent after :meth:`go_on`. Returns its position.
+
+        Raises FreezeError when the stream ended or does not rest, StorageError when the ring is full.
+        """
+        self._check(lambda: None)
+        if self._resting is None or not self._resting.is_set():
+            raise FreezeError("the stream does not rest", retryable=True)
+        number = secrets.randbits(31) + 1
+        position = await self._call(self._session.put_mark, number)
+        placed: asyncio.Future[Placed] = asyncio.get_running_loop().create_future()
+        self._marks.appendleft(Mark(MarkKind.GROUP, mark_id, number, lambda: None, placed, position))
+        return position + self._base
+
+    def go_on(self) -> None:
+        self._resting = None
+        self._wake.set()
+
+    # ----------------------------------------------------------------------------------------------------------------
 
     async def landed(self, sequence: int, check: Callable[[], None]) -> None:
         """Wait until the item landed; ``check`` as in :meth:`mark`."""
@@ -301,6 +344,9 @@ class Stream:
 
     async def _make_item(self) -> bool:
         """Make and hand over the next item if one is due. Returns whether one was made."""
+        if self._resting is not None:
+            self._resting.set()
+            return False
         outstanding = self._outstanding
         if outstanding.unspooled_bytes >= self._window_bytes or outstanding.unlanded_items >= MOST_UNLANDED_ITEMS:
             return False
@@ -409,7 +455,9 @@ class Stream:
         if mark.placed.done():
             return
         try:
-            position = await self._call(self._session.put_mark, mark.number)
+            position = mark.position
+            if position is None:
+                position = await self._call(self._session.put_mark, mark.number)
         except FailbackError as error:
             if not error.retryable and not mark.placed.done():
                 mark.placed.set_exception(FreezeError(error.message, remedy=error.remedy))

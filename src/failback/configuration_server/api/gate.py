@@ -16,7 +16,7 @@ from failback.configuration_server.api.sign_in import bearer, caller_of
 from failback.configuration_server.enrolment.routes import TOO_LARGE
 from failback.errors import ConfigurationError, FailbackError
 
-OPEN_PATHS = frozenset({"/healthz", "/components/v1/enrol", "/components/v1/heartbeat", "/components/v1/renew"})
+OPEN_PATHS = frozenset({"/healthz", "/components/v1/enrol", "/components/v1/heartbeat", "/components/v1/group-hold"})
 LARGEST_BODY_BYTES = 1 << 20
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from failback import __version__
 from failback.configuration_server.database import Database
 from failback.configuration_server.registry import News, Orders
+from failback.configuration_server.workflows.group_point import GroupPoints
 from failback.fabric.interfaces import Fabric
 from failback.protection.operations import Side
 from failback.protection.readiness import HEARTBEAT_ALARM_SECONDS
@@ -60,3 +61,4 @@ class Surroundings:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services(Surroundings):
     jobs: JobControl
+    groups: GroupPoints

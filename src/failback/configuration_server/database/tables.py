@@ -2,9 +2,9 @@
 
 from failback.configuration_server.database import (
     access,
-    certificates,
     components,
     events,
+    groups,
     items,
     jobs,
     orders,
@@ -15,15 +15,4 @@ from failback.configuration_server.database.base import Base
 
 metadata = Base.metadata
 
-__all__ = [
-    "access",
-    "certificates",
-    "components",
-    "events",
-    "items",
-    "jobs",
-    "metadata",
-    "orders",
-    "points",
-    "policies",
-]
+__all__ = ["access", "components", "events", "groups", "items", "jobs", "metadata", "orders", "points", "policies"]

@@ -74,11 +74,11 @@ def component_router(desk: EnrolmentDesk, registry: Registry, clock: Clock) -> A
     @router.post("/enrol")
     async def enrol(request: Request) -> JSONResponse:
         async def work() -> Any:
-            enrolment = await _body(request, Enrolment)
+            enrolment = await body_of(request, Enrolment)
             address = request.client.host if request.client else ""
             return records.encode(await desk.enrol(enrolment, address))
 
-        return await _answer(work)
+        return await answered(work)
 
     @router.post("/heartbeat")
     async def heartbeat(request: Request) -> JSONResponse:
@@ -86,7 +86,7 @@ def component_router(desk: EnrolmentDesk, registry: Registry, clock: Clock) -> A
             peer = _peer_of(request, "a heartbeat")
             is_agent = peer.role is Role.MOBILITY
             limit_bytes = LARGEST_AGENT_HEARTBEAT_BYTES if is_agent else LARGEST_HEARTBEAT_BYTES
-            said = await _body(request, Heartbeat, limit_bytes)
+            said = await body_of(request, Heartbeat, limit_bytes)
             skew = (said.wall_ns - clock.wall_ns()) / 1e9 + request.scope.get(ROUND_TRIP, 0.0) / 2
             if said.role is not peer.role:
                 raise AuthenticationError(f"the certificate is for a {peer.role.value}, not a {said.role.value}")
@@ -96,7 +96,7 @@ def component_router(desk: EnrolmentDesk, registry: Registry, clock: Clock) -> A
             )
             return records.encode(reply)
 
-        return await _answer(work)
+        return await answered(work)
 
     @router.post("/renew")
     async def renew(request: Request) -> JSONResponse:
@@ -125,11 +125,13 @@ def token_router(desk: EnrolmentDesk) -> APIRouter:
     @router.post("/tokens")
     async def make(request: Request) -> JSONResponse:
         async def work() -> Any:
-            wanted = await _body(request, TokenRequest)
-            token = await desk.make_token(wanted.role, wanted.life_seconds, caller=_caller(request))
+            wanted = await body_of(request, TokenRequest)
+            token = await desk.make_token(
+                wanted.role, wanted.life_seconds, caller=str(getattr(request.state, "caller", ""))
+            )
             return {"token": token}
 
-        return await _answer(work)
+        return await answered(work)
 
     @router.post("/revoke")
     async def revoke(request: Request) -> JSONResponse:
@@ -150,11 +152,7 @@ def token_router(desk: EnrolmentDesk) -> APIRouter:
     return router
 
 
-def _caller(request: Request) -> str:
-    return str(getattr(request.state, "caller", ""))
-
-
-async def _body(request: Request, kind: type[T], limit_bytes: int = LARGEST_BODY_BYTES) -> T:
+async def body_of(request: Request, kind: type[T], limit_bytes: int = LARGEST_BODY_BYTES) -> T:
     """The request's body, bounded and parsed. Raises ConfigurationError."""
     content = bytearray()
     try:
@@ -182,7 +180,7 @@ def _finite(text: str) -> float:
     return value if math.isfinite(value) else _no_number(text)
 
 
-async def _answer(work: Callable[[], Awaitable[Any]]) -> JSONResponse:
+async def answered(work: Callable[[], Awaitable[Any]]) -> JSONResponse:
     try:
         return JSONResponse(await work())
     except FailbackError as error:

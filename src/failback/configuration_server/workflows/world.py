@@ -55,6 +55,8 @@ class Timing:
     lease_seconds: float = 600.0
     connect_seconds: float = 30.0
     """For a component that is starting again to be reached, when the prerequisites are checked."""
+    hold_seconds: float = 1.0
+    """The longest that a replication group's mark may hold a machine still; then it goes on and the mark is void."""
     heard_seconds: float = 90.0
     """A heartbeat older than this is not a sign of life."""
 
