@@ -15,6 +15,7 @@ from failback.configuration_server.api import Services, arm_router
 from failback.configuration_server.api.arm import CONTAINER_PATH, VAULT
 from failback.configuration_server.database import Database
 from failback.configuration_server.registry import News, Orders
+from failback.configuration_server.workflows.group_point import GroupPoints
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 
@@ -37,7 +38,9 @@ class NoJobs:
 
 def served(tmp_path: Path) -> set[str]:
     database, news = Database.in_directory(tmp_path), News()
-    services = Services(database=database, orders=Orders(database, news), news=news, fabrics={}, jobs=NoJobs())
+    services = Services(
+        database=database, orders=Orders(database, news), news=news, fabrics={}, jobs=NoJobs(), groups=GroupPoints(database)
+    )  # fmt: skip
     application = FastAPI()
     application.include_router(arm_router(services))
     found = set()

@@ -119,7 +119,9 @@ async def serve(directory: Path) -> None:
     engine = JobEngine(
         database, scenarios(world), DbosExecutor(f"sqlite:///{directory / 'jobs.sqlite'}", "api"), poll_seconds=0.03
     )
-    services = Services(**{field.name: getattr(around, field.name) for field in fields(around)}, jobs=engine)
+    services = Services(
+        **{field.name: getattr(around, field.name) for field in fields(around)}, jobs=engine, groups=assembled.groups
+    )
     application = FastAPI()
     application.include_router(arm_router(services))
     await engine.open()

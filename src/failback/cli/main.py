@@ -12,7 +12,7 @@ import typer
 
 from failback import __version__
 from failback import serve as roles
-from failback.cli import component, event, item, job, mobility, operation, output, point
+from failback.cli import component, event, group, item, job, mobility, operation, output, point
 
 app = typer.Typer(
     name="failback",
@@ -53,6 +53,7 @@ app.command()(operation.failback)
 app.command()(operation.commit)
 app.command()(operation.cancel)
 app.command()(operation.resync)
+app.add_typer(group.app, name="group")
 app.add_typer(job.app, name="job")
 app.add_typer(component.app, name="component")
 app.add_typer(event.app, name="event")

@@ -128,7 +128,11 @@ def failback(
     name: ItemName,
     *,
     point: Annotated[
-        str, typer.Option(metavar="latest|latest-app-consistent|ID|TIME", help="The recovery point to go back to.")
+        str,
+        typer.Option(
+            metavar="latest|latest-app-consistent|ID|TIME|group:ID|group:latest",
+            help="The recovery point to go back to; group:... is one that its replication group shares.",
+        ),
     ] = "latest",
     source_lost: Annotated[
         bool, typer.Option("--source-lost", help="The cloud machine is off for good: use what has arrived.")
@@ -141,6 +145,11 @@ def failback(
     with server() as api:
         item = api.get(f"{ITEMS}/{name}")
         points = api.every(f"{ITEMS}/{name}/recoveryPoints")
+        if point.startswith("group:"):
+            points = [
+                one for one in points if one["properties"]["providerSpecificDetails"]["isMultiVmSyncPoint"] == "Yes"
+            ]
+            point = shared_point(point.removeprefix("group:"), points)
         details, loss = point_input(point, points)
         own = item["properties"]["providerSpecificDetails"]["failback"]
         confirm(_impact(own, loss, source_lost), f"Fail {name} back?", yes)
@@ -167,6 +176,21 @@ def _impact(own: dict[str, Any], loss: str, source_lost: bool) -> list[str]:
         f"{home['machine']} in {home['fabric']} is started. {loss}",
         "Until the commit the on-premises disks are untouched: cancel brings the cloud machine back.",
     ]
+
+
+def shared_point(wanted: str, points: list[dict[str, Any]]) -> str:
+    """The id of a group point, newest first. Raises ConfigurationError for what the group does not share."""
+    names = [one["name"] for one in points if not one["properties"]["failback"]["abandoned"]]
+    if wanted == "latest" and names:
+        return str(names[0])
+    if wanted in names:
+        return wanted
+    raise ConfigurationError(
+        "no recovery point of this item belongs to its replication group"
+        if wanted == "latest"
+        else f"{wanted!r} is no point that all machines of the replication group share",
+        remedy="failback group points GROUP",
+    )
 
 
 def point_input(point: str, points: list[dict[str, Any]]) -> tuple[dict[str, Any], str]:

@@ -9,7 +9,7 @@ needs a bearer token (``sign_in``); every change writes an audit row. What a req
 
     around = Surroundings(database=..., orders=..., news=..., fabrics={...})
     engine = JobEngine(..., World(..., preflight=readiness.preflight_of(around)))
-    services = Services(**{...}, jobs=engine)
+    services = Services(**{...}, jobs=engine, groups=GroupPoints(database))
     app.include_router(arm_router(services))
 """
 
@@ -34,6 +34,7 @@ def arm_router(services: Services) -> APIRouter:
         protected_items,
         readiness,
         recovery_points,
+        replication_groups,
     )
     from failback.configuration_server.api.arm import VAULT
     from failback.configuration_server.api.faults import FaultRoute
@@ -45,6 +46,7 @@ def arm_router(services: Services) -> APIRouter:
         containers,
         protected_items,
         recovery_points,
+        replication_groups,
         readiness,
         jobs,
         policies,

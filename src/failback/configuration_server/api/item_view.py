@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from failback.configuration_server.database.components import ComponentRow
 from failback.configuration_server.database.events import VerdictRow, verdicts_on
+from failback.configuration_server.database.groups import GroupRow
 from failback.configuration_server.database.items import ItemRow, all_items, named
 from failback.configuration_server.database.jobs import JobRow
 from failback.configuration_server.database.points import GapRow, PointRow, gaps_of, points_of
@@ -50,6 +51,8 @@ class ItemView:
     gaps: Sequence[GapRow]
     verdicts: Sequence[VerdictRow]
     policy: ReplicationPolicy
+    group: GroupRow | None
+    """Its replication group."""
     job: JobRow | None
     """The unfinished job of the item."""
 
@@ -104,6 +107,7 @@ def view(session: Session, row: ItemRow, *, full: bool = True) -> ItemView:
         gaps=gaps_of(session, row.item_id) if full else (),
         verdicts=verdicts_on(session, row.item_id),
         policy=policy_of(session, row.policy_name),
+        group=session.get(GroupRow, row.group_id) if row.group_id else None,
         job=unfinished_job(session, row),
     )
 

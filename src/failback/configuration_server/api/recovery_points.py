@@ -12,6 +12,7 @@ from failback.configuration_server.api.faults import FaultRoute
 from failback.configuration_server.api.item_shape import ITEM_TYPE
 from failback.configuration_server.api.item_view import item_row
 from failback.configuration_server.api.services import Services
+from failback.configuration_server.database import groups
 from failback.configuration_server.database.points import points_of
 from failback.errors import NotFoundError
 from failback.model.points import PointKind, RecoveryPoint
@@ -24,32 +25,38 @@ def router(services: Services) -> APIRouter:
 
     @routes.get("/replicationProtectedItems/{item}/recoveryPoints")
     async def list_points(vault: VaultOf, item: ItemName) -> dict[str, Any]:
-        name, points = await _points(item)
-        return listed(_point(vault, name, point) for point in points)
+        name, points, common = await _points(item)
+        return listed(_point(vault, name, point, point.point_id in common) for point in points)
 
     @routes.get("/replicationProtectedItems/{item}/recoveryPoints/{point_id}")
     async def get_point(vault: VaultOf, item: ItemName, point_id: str) -> dict[str, Any]:
-        name, points = await _points(item)
+        name, points, common = await _points(item)
         for point in points:
             if point.point_id == point_id:
-                return _point(vault, name, point)
+                return _point(vault, name, point, point_id in common)
         raise NotFoundError(f"{name} has no recovery point {point_id!r}", remedy=f"failback points {name}")
 
-    async def _points(item: str) -> tuple[str, list[RecoveryPoint]]:
-        def look(session: Any) -> tuple[str, list[RecoveryPoint]]:
+    async def _points(item: str) -> tuple[str, list[RecoveryPoint], set[str]]:
+        """With the ids of those which are points of a replication group too."""
+
+        def look(session: Any) -> tuple[str, list[RecoveryPoint], set[str]]:
             row = item_row(session, item)
-            return row.name, points_of(session, row.item_id)
+            common = {mark.point_id for mark in groups.marks_of(session, row.group_id, groups.COMPLETE)}
+            return row.name, points_of(session, row.item_id), common
 
         return await services.database.look(look)
 
     return routes
 
 
-def _point(vault: Vault, item_name: str, point: RecoveryPoint) -> dict[str, Any]:
+def _point(vault: Vault, item_name: str, point: RecoveryPoint, is_common: bool) -> dict[str, Any]:
     properties = {
         "recoveryPointTime": timestamp(point.wall_ns),
         "recoveryPointType": _TYPES.get(point.kind, point.kind.value),
-        "providerSpecificDetails": {"instanceType": "InMageAzureV2", "isMultiVmSyncPoint": "No"},
+        "providerSpecificDetails": {
+            "instanceType": "InMageAzureV2",
+            "isMultiVmSyncPoint": "Yes" if is_common else "No",
+        },
         "failback": {
             "kind": point.kind.value,
             "epoch": point.epoch,

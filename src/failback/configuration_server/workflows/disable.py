@@ -45,6 +45,7 @@ async def disable(world: World, context: StepContext) -> None:
     def end(row: ItemRow) -> None:
         if pieces.state_of(row) is not State.DISABLED:
             pieces.advance_item(row, Event.PROTECTION_DISABLED)
+        row.group_id = ""
         row.protection_stage, row.abandoned_reason = "", str(context.inputs.get("reason", "disabled by an operator"))
 
     await context.change_item(end)
