@@ -51,10 +51,10 @@ class ItemView:
     gaps: Sequence[GapRow]
     verdicts: Sequence[VerdictRow]
     policy: ReplicationPolicy
-    group: GroupRow | None
-    """Its replication group."""
     job: JobRow | None
     """The unfinished job of the item."""
+    group: GroupRow | None = None
+    """Its replication group."""
 
     @property
     def running_job(self) -> str:
