@@ -156,9 +156,13 @@ def start(role: str, config: Path, log: Path, environment: dict[str, str]) -> su
 class GroupWorld:
     """``async with GroupWorld(tmp_path) as world``: everything runs and both machines are protected."""
 
-    def __init__(self, directory: Path, *, held: bool = True, hold_seconds: float = 5.0) -> None:
+    def __init__(
+        self, directory: Path, *, held: bool = True, hold_seconds: float = 5.0, faults: dict[str, str] | None = None
+    ) -> None:
+        """``faults``: fault points armed in the agents, by machine."""
         self.directory = directory
         self.held = held
+        self.faults = faults or {}
         self._limits = f"[limits]\nhold_seconds = {hold_seconds}\n"
         self._servers: list[subprocess.Popen[bytes]] = []
         self.machines: dict[str, Machine] = {}
@@ -207,7 +211,7 @@ class GroupWorld:
         places += f'datastores = [{{name = "store", path = "{self.datastore}"}}]\n'
         self._start_server("master-target", places)
         for machine in self.machines.values():
-            machine.start(self.server)
+            machine.start(self.server, self.faults.get(machine.name, ""))
         await self.until(self._all_heard, 60)
         with self.database.write() as session:
             by_role = {row.role: row.component_id for row in all_components(session)}

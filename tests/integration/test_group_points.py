@@ -1,16 +1,18 @@
 """Two machines that pass numbers to each other: no group point ever tears a number from its sender (D19).
 
-All processes are real. The control shows that the proof can fail: with the same marks, but programs that are not held, points
-are torn.
+All processes are real. The control shows that the proof can fail: the same marks, over programs that are not held, are torn.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from group_world import GroupWorld, torn
+
+from failback.cli.client import ApiError
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="capturing and freezing need root"),
@@ -22,21 +24,33 @@ POINTS = int(os.environ.get("FAILBACK_GROUP_POINTS", "200"))
 
 
 async def make_points(world: GroupWorld, count: int) -> list[str]:
+    """Ids of ``count`` group points. Marks that fall into a gap (writes that overlapped) are void, and are not many."""
     world.talk()
     await world.talking()
-    made = [await world.mark() for _ in range(count)]
+    made: list[dict[str, Any]] = []
+    void = 0
+    while len(made) < count:
+        try:
+            made.append(await world.mark())
+        except ApiError as error:
+            void += 1
+            assert error.code == "GroupMarkVoid" and "gap" in error.message, f"{error}\n{world.logs()}"
+            assert void <= 5 + count // 4
     await world.talking()
     await world.all_decided()
     for machine in world.machines.values():
         machine.stop_programs()
-    states = {each["id"]: each["state"] for each in world.marks()}
-    assert all(states[each["id"]] == "complete" for each in made), world.logs()
+    states = {each["id"]: each for each in world.marks()}
+    complete = [each["id"] for each in made if states[each["id"]]["state"] == "complete"]
+    lost = [states[each["id"]]["reason"] for each in made if states[each["id"]]["state"] != "complete"]
+    assert len(lost) <= 5 + count // 10 and all("gap" in reason for reason in lost), f"{lost}\n{world.logs()}"
+    print(f"{len(complete)} group points, {void + len(lost)} marks void")
     report(made)
     world.stop_servers()
-    return [each["id"] for each in made]
+    return complete
 
 
-def report(made: list[dict]) -> None:  # type: ignore[type-arg]
+def report(made: list[dict[str, Any]]) -> None:
     held = sorted(member["heldMilliseconds"] for each in made for member in each["members"])
     enter = sorted(member["enterMilliseconds"] for each in made for member in each["members"])
     for what, values in (("held", held), ("enter", enter)):
@@ -53,10 +67,21 @@ async def test_no_group_point_tears_a_number_from_its_sender(tmp_path: Path) -> 
         assert torn(numbers) == []
 
 
-async def test_without_the_hold_points_are_torn(tmp_path: Path) -> None:
-    async with GroupWorld(tmp_path, held=False) as world:
+LATE = {"b": "group.before_mark=sleep:0.02"}
+"""One machine puts its mark 20 ms after the other."""
+
+
+async def test_a_late_mark_tears_nothing_from_machines_that_are_held(tmp_path: Path) -> None:
+    async with GroupWorld(tmp_path, faults=LATE) as world:
         await world.make_group()
-        numbers = world.numbers_at(await make_points(world, 40))
+        assert torn(world.numbers_at(await make_points(world, 20))) == []
+
+
+async def test_the_same_marks_without_the_hold_are_torn(tmp_path: Path) -> None:
+    """The control: the programs run in no control group that an agent holds."""
+    async with GroupWorld(tmp_path, held=False, faults=LATE) as world:
+        await world.make_group()
+        numbers = world.numbers_at(await make_points(world, 20))
         broken = torn(numbers)
         print(f"torn without a hold: {len(broken)} of {len(numbers)}")
         assert broken

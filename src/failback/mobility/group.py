@@ -130,6 +130,7 @@ class GroupMember:
                 faults.point("group.held")
                 await self._go_with(HoldPhase.HELD, mark_id, HoldAction.MARK, limit)
                 hold.check()
+                faults.point("group.before_mark")
                 ring = await stream.put_common_mark(mark_id)
                 hold.check()
                 faults.point("group.marked")

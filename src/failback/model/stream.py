@@ -48,7 +48,7 @@ class MarkKind(enum.IntEnum):
     FINAL = 3
     """The last mark of a failback: nothing acknowledged lies after it (D20)."""
     GROUP = 4
-    """Reserved: a common mark of a replication group (D19)."""
+    """A common mark of a replication group (D19): a crash-consistent point whose id all members share."""
 
 
 class GapCause(enum.IntEnum):

@@ -20,7 +20,7 @@ from failback.configuration_server.database import Database, groups, items, poli
 from failback.configuration_server.database.groups import GroupPointRow, GroupRow
 from failback.configuration_server.database.items import ItemRow
 from failback.configuration_server.workflows import group_marks
-from failback.errors import AuthenticationError, ConflictError, FailbackError, FreezeError
+from failback.errors import AuthenticationError, ConflictError, FailbackError
 from failback.model.groups import HoldAction, HoldPhase, HoldReply, HoldStep
 from failback.model.ids import MachineId, MarkId, new_id
 from failback.protection import group_rules as rules
@@ -208,7 +208,7 @@ class GroupPoints:
             desk.trying = None
 
     async def make(self, group_id: str, wait_seconds: float = 10.0) -> GroupPointRow:
-        """A common mark now; waits a while for the members. Raises FreezeError (void, and why) and ConflictError."""
+        """A common mark now; waits a while for the members. Raises ConflictError: not ready, or void, and why."""
         deadline = self._clock.monotonic() + wait_seconds
         while True:
             known = next((one for one in await self._database.look(self._known) if one.group_id == group_id), None)
@@ -231,7 +231,7 @@ class GroupPoints:
         return rules.what_is_missing(group.members) or desk.missing(group.members)
 
     async def _try(self, group: _Known, desk: _Desk) -> GroupPointRow:
-        """One round. Returns the confirmed mark; raises FreezeError when it is void."""
+        """One round. Returns the confirmed mark; raises ConflictError when it is void."""
         async with desk.busy:
             began = self._clock.monotonic()
             mark_id = MarkId(new_id())
@@ -247,7 +247,7 @@ class GroupPoints:
             )
         if not ended.succeeded:
             desk.due = min(desk.due, self._clock.monotonic() + AGAIN_SECONDS)
-            raise FreezeError(f"the common mark of {group.name} is void: {ended.void}", code="GroupMarkVoid",
+            raise ConflictError(f"the common mark of {group.name} is void: {ended.void}", code="GroupMarkVoid",
                               remedy="the next one is tried by itself", retryable=True)  # fmt: skip
         return row
 

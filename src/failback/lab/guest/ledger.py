@@ -26,7 +26,7 @@ FILES = "files"
 ROWS_PER_FILE = 20
 FILES_KEPT = 24
 ASK_SECONDS = 0.25
-AGENT_GROUP = Path("/sys/fs/cgroup/system.slice/failback-mobility.service/cgroup.procs")
+AGENT_GROUP = Path("/sys/fs/cgroup/failback.slice/failback-mobility.service/cgroup.procs")
 SCHEMA = "CREATE TABLE IF NOT EXISTS entries (number INTEGER PRIMARY KEY, side TEXT, payload BLOB, checksum TEXT)"
 
 
