@@ -51,6 +51,9 @@ struct control {
 	__u64 healed;
 	__u64 splits;
 	__u64 largest_bio;
+	/* written by user space, once: which ring's knowledge was handed over to this one, and of which disks (bit: index) */
+	__u64 predecessor_ring;
+	__u64 carried_disks;
 };
 struct control control = {};
 

@@ -40,10 +40,23 @@ class Resumed:
     produced: int
 
 
+def is_handed_over(session: CaptureSession, memory: MemoryFile, assignment: MobilityAssignment) -> bool:
+    """Whether what was known of the disks in an earlier ring is known in this one: of all disks that no pass reads anyway."""
+    if not session.predecessor_ring or memory.value.ring_id != session.predecessor_ring:
+        return False
+    passing = assignment.pass_id and not (
+        memory.value.pass_done and (memory.value.epoch, memory.value.pass_id) == (assignment.epoch, assignment.pass_id)
+    )
+    return all(
+        session.is_carried(disk.index) or (passing and disk.sync is not SyncMode.NONE) for disk in assignment.disks
+    )
+
+
 async def resume(session: CaptureSession, memory: MemoryFile, assignment: MobilityAssignment, welcome: Welcome,
                  call: Call) -> Resumed:  # fmt: skip
     """Raises ``ItemsMissing`` when the process server stands before what it had acknowledged."""
-    fresh = memory.value.ring_id != session.ring_id  # also when an earlier process made the ring and died
+    moved = is_handed_over(session, memory, assignment)
+    fresh = memory.value.ring_id != session.ring_id and not moved  # also when an earlier process made the ring and died
     cause = GapCause.NONE
     known = memory.value.epoch == assignment.epoch
     # what is held there is no prefix of this ring: send all of it (D6)
@@ -60,6 +73,11 @@ async def resume(session: CaptureSession, memory: MemoryFile, assignment: Mobili
                       others_spooled=False)  # fmt: skip
     elif fresh:
         memory.update(position_base=welcome.spooled_ring - session.cursor(), full_marked=(), compared_blocks={})
+    elif moved:
+        log.info("tracking goes on in a new ring", ring=session.ring_id, before=session.predecessor_ring)
+        kept = {index: block for index, block in memory.value.compared_blocks.items() if session.is_carried(int(index))}
+        memory.update(position_base=welcome.spooled_ring - session.cursor(), compared_blocks=kept,
+                      full_marked=tuple(filter(session.is_carried, memory.value.full_marked)))  # fmt: skip
     base = memory.value.position_base
     position = welcome.spooled_ring - base
     if position < session.cursor():  # the unlanded map stays as it is: a new epoch reads those blocks again (D6)

@@ -1,14 +1,20 @@
 """Byte layouts shared with bpf/capture.bpf.c: records in the ring, the control block, map elements.
 
-Change both sides together, and LAYOUT_VERSION with them: a running kernel program of another layout version is detached and
-replaced (which begins a new ring), one of the same version is taken over as it is.
+Change both sides together, and LAYOUT_VERSION with them: a running kernel program of the same version is taken over as it is,
+one of a version in READABLE_LAYOUTS hands over what it knows to a new one loaded beside it (``handover``), any other is
+detached, and its disks are compared.
+
+Version 2 appended ``predecessor_ring`` and ``carried_disks`` to the control block of version 1.
 """
 
 from __future__ import annotations
 
 import struct
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
+EARLIER_LAYOUT = 1
+READABLE_LAYOUTS = (EARLIER_LAYOUT, LAYOUT_VERSION)
+"""Versions whose records, disks, maps and control fields (as far as they have them) lie where this version has them."""
 
 RECORD = struct.Struct("<IIQQIBBHQ")
 """Ring header (length and state bits, page offset), then offset, ktime_ns, length, operation, flags, disk, extent_bytes."""
@@ -71,6 +77,8 @@ _CONTROL_FIELDS = (
     ("healed", 1),
     ("splits", 1),
     ("largest_bio", 1),
+    ("predecessor_ring", 1),
+    ("carried_disks", 1),
 )
 
 

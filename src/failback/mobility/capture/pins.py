@@ -137,8 +137,14 @@ def _is_bpffs(path: Path) -> bool:
     return int(struct.unpack_from("<q", buffer, 0)[0]) == _BPF_FS_MAGIC
 
 
-def reopen(directory: Path, wanted: bytes) -> KernelParts | None:
-    """The pinned parts when they are complete and carry the wanted fingerprint; None otherwise."""
+def beside(directory: Path) -> Path:
+    """Where the pins of programs lie that are to follow those in ``directory``."""
+    return directory.with_name(directory.name + "-next")
+
+
+def reopen(directory: Path, wanted: bytes | None) -> KernelParts | None:
+    """The pinned parts when they are complete and carry the wanted fingerprint (None: whatever they carry, of whatever layout
+    version but not of a load that did not finish); None otherwise."""
     maps: dict[str, int] = {}
     programs: dict[str, int] = {}
     control: Control | None = None
@@ -152,7 +158,7 @@ def reopen(directory: Path, wanted: bytes) -> KernelParts | None:
         for name in (*COMPLETION_PROGRAMS, QUEUE_PROGRAM, CALL_PROGRAM):
             programs[name] = libbpf.open_pin(directory / name)
         control = Control(maps["control"])
-        if control.stamped() == wanted:
+        if control.stamped() == wanted or (wanted is None and control.get("layout_version")):
             return KernelParts(maps, programs, control)
     except StorageError:  # a pin is missing: another version's, or a load that did not finish
         control = None
@@ -165,9 +171,10 @@ def reopen(directory: Path, wanted: bytes) -> KernelParts | None:
 
 def load(
     directory: Path, object_path: Path, disk_places: Sequence[DiskPlace], ring_bytes: int,
-    prepare: Callable[[KernelParts], None],
+    prepare: Callable[[KernelParts], None], *, complete: Callable[[KernelParts], None] = lambda parts: None,
 ) -> KernelParts:  # fmt: skip
-    """Load the object with maps of the right size, pin and attach everything, ``prepare`` it (addresses), add the disks."""
+    """Load the object with maps of the right size, pin and attach everything, ``prepare`` it (addresses), add the disks,
+    ``complete`` it (what earlier programs knew), and stamp it."""
     pages = sum(pages_for(place.blocks) for place in disk_places) + pages_for(SELF_TEST_BLOCKS)
     program = libbpf.BpfObject(object_path)
     try:
@@ -193,6 +200,7 @@ def load(
         for place in disk_places:
             add_disk(parts, place)
         faults.point("capture.attached")
+        complete(parts)
         parts.control.stamp(fingerprint(disk_places, ring_bytes))
     finally:
         program.close()
@@ -209,7 +217,13 @@ def remove_disk(parts: KernelParts, place: DiskPlace) -> None:
 
 
 def remove(directory: Path) -> None:
-    """Unpin everything; programs detach when the last descriptor of their links is gone. Links first."""
+    """Unpin everything, what was being loaded beside it too; programs detach when the last descriptor of their links is gone."""
+    remove_only(beside(directory))
+    remove_only(directory)
+
+
+def remove_only(directory: Path) -> None:
+    """Links first."""
     if not directory.is_dir():
         return
     for path in sorted(directory.iterdir(), key=lambda path: not path.name.startswith("link_")):

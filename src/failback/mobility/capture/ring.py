@@ -119,6 +119,23 @@ class Ring:
             position += ((size & LENGTH_MASK) + 15) & ~7
         return found
 
+    def extents_from(self, position: int, end: int) -> tuple[int, list[tuple[int, int, int]]]:
+        """(where the walk stopped, [(disk, offset, length)]) of the records from ``position``; order and data are of no interest.
+        Raises BlockingIOError when the first of them is still being filled. Moves no cursor."""
+        found: list[tuple[int, int, int]] = []
+        while position < end:
+            size, _, offset, _, length, operation, _, disk, extent_bytes = RECORD.unpack_from(
+                self._data, position & self._mask
+            )
+            if size & BUSY:
+                if not found:
+                    raise BlockingIOError
+                break
+            if not size & DISCARDED and operation != RECORD_MARK and disk != SELF_TEST_DISK:
+                found.append((disk, offset, length if operation == _DATA else extent_bytes))
+            position += ((size & LENGTH_MASK) + 15) & ~7
+        return position, found
+
     def find_mark(self, position: int, number: int) -> int:
         """Where the mark's record lies, at or after ``position``; records of other writes may lie before it."""
         while position < self.produced():

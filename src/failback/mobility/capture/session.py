@@ -12,11 +12,11 @@ import os
 import select
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from failback.errors import ConfigurationError, StorageError
-from failback.mobility.capture import addresses, block_maps, libbpf, pins, rereading, self_test
+from failback.mobility.capture import addresses, block_maps, handover, libbpf, pins, rereading, self_test
 from failback.mobility.capture.block_device import check_disk, loop_device, read_direct, writes_in_flight
 from failback.mobility.capture.layout import (
     CALL,
@@ -89,7 +89,8 @@ class CaptureSession:
         cls, disks: Sequence[CaptureDisk], *, ring_bytes: int = DEFAULT_RING_BYTES,
         pin_directory: Path = DEFAULT_PIN_DIRECTORY, object_path: Path | None = None,
     ) -> CaptureSession:  # fmt: skip
-        """Re-attach to the pins when layout version, disks and ring size match; else detach the old ones, load, pin, attach.
+        """Re-attach to the pins when layout version, disks and ring size match; else load, attach, take over what programs that
+        run already know (``predecessor_ring``), detach those.
 
         ``ring_bytes`` is rounded up to a power of two. Pending re-reads of a dead process become dirty blocks.
         Raises NotSupportedError, ConfigurationError (a partition, a wrong size), StorageError.
@@ -108,17 +109,22 @@ class CaptureSession:
         ring_bytes = 1 << (max(ring_bytes, PAGE_BYTES) - 1).bit_length()
         wanted = pins.fingerprint(disk_places, ring_bytes)
         pins.ensure_bpffs(pin_directory)
+        handover.settle(pin_directory)
         parts = pins.reopen(pin_directory, wanted)
         if parts is not None:
             session = cls(pin_directory, parts, disk_places, True)
             session._recover_pending()
         else:
-            pins.remove(pin_directory)
-            pins.ensure_bpffs(pin_directory)
-            path = object_path or OBJECT_PATH
-            parts = pins.load(
-                pin_directory, path, disk_places, ring_bytes, lambda new: addresses.set_addresses(new, disk_places)
-            )
+
+            def load(directory: Path, complete: Callable[[KernelParts], None]) -> KernelParts:
+                return pins.load(directory, object_path or OBJECT_PATH, disk_places, ring_bytes,
+                                 lambda new: addresses.set_addresses(new, disk_places), complete=complete)  # fmt: skip
+
+            parts = handover.take_over(pin_directory, disk_places, load)
+            if parts is None:
+                pins.remove(pin_directory)
+                pins.ensure_bpffs(pin_directory)
+                parts = load(pin_directory, lambda new: None)
             session = cls(pin_directory, parts, disk_places, False)
         log.info("capture open", disks=len(disks), reattached=session.reattached, backlog_bytes=session.produced_position()
                  - session.consumed_position())  # fmt: skip
@@ -173,6 +179,15 @@ class CaptureSession:
     def ring_id(self) -> int:
         """Names the ring: the kernel gives a number once in a boot."""
         return libbpf.map_id(self._parts.maps["ring"])
+
+    @property
+    def predecessor_ring(self) -> int:
+        """The ring whose knowledge this capture took over when it began; 0: none."""
+        return self._control.get("predecessor_ring")
+
+    def is_carried(self, disk_index: int) -> bool:
+        """Whether the disk was captured by the predecessor: then every write that is not in this ring is marked dirty."""
+        return bool(self._control.get("carried_disks") >> disk_index & 1)
 
     def produced_position(self) -> int:
         return self._ring.produced()
