@@ -45,8 +45,16 @@ class Authority:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "ca.pem").write_bytes(self.pem)
 
-    def identity(self, component_id: str, role: Role, directory: Path | None = None) -> Identity:
-        """An enrolled identity, in the layout that ``transport.identity`` reads."""
+    def identity(
+        self,
+        component_id: str,
+        role: Role,
+        directory: Path | None = None,
+        *,
+        days: tuple[int, int] = (-1, 1),
+        self_signed: bool = False,
+    ) -> Identity:
+        """An enrolled identity, in the layout that ``transport.identity`` reads. ``days``: valid from and until, from now."""
         directory = directory or self.directory / f"{role.value}-{component_id}"
         directory.mkdir(parents=True, exist_ok=True)
         key = ec.generate_private_key(ec.SECP256R1())
@@ -56,7 +64,7 @@ class Authority:
                 x509.NameAttribute(x509.NameOID.ORGANIZATIONAL_UNIT_NAME, role.value),
             ]
         )
-        certificate = self._sign(subject, key, False)
+        certificate = self._sign(subject, key, False, days, key if self_signed else None)
         (directory / "certificate.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         (directory / "ca.pem").write_bytes(self.pem)
         (directory / "key.pem").write_bytes(
@@ -67,23 +75,31 @@ class Authority:
         (directory / "component.json").write_text(json.dumps({"component_id": component_id, "role": role.value}))
         return Identity(component_id, role, directory)  # type: ignore[arg-type]
 
-    def _sign(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, is_ca: bool) -> x509.Certificate:
+    def _sign(
+        self,
+        subject: x509.Name,
+        key: ec.EllipticCurvePrivateKey,
+        is_ca: bool,
+        days: tuple[int, int] = (-1, 1),
+        own_key: ec.EllipticCurvePrivateKey | None = None,
+    ) -> x509.Certificate:
+        signer = own_key or self._key
         now = datetime.datetime.now(datetime.UTC)
         names = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1")), x509.DNSName("localhost")])
         return (
             x509.CertificateBuilder()
             .subject_name(subject)
-            .issuer_name(self._name)
+            .issuer_name(subject if own_key else self._name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
+            .not_valid_before(now + datetime.timedelta(days=days[0]))
+            .not_valid_after(now + datetime.timedelta(days=days[1]))
             .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
             .add_extension(_usage(is_ca), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
             .add_extension(names, critical=False)
-            .sign(self._key, hashes.SHA256())
+            .sign(signer, hashes.SHA256())
         )
 
 

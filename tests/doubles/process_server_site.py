@@ -144,6 +144,11 @@ class Site:
     def spools(self) -> list[tuple[str, str]]:
         return sorted((path.parent.name, path.name) for path in (self.directory / "spool").glob("*/*") if path.is_dir())
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def resident_megabytes(self) -> float:
         return self._memory("VmRSS")
 

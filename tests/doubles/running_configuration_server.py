@@ -58,6 +58,11 @@ class RunningConfigurationServer:
         return (self.state / "administrator.token").read_text(encoding="utf-8").strip()
 
     @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def log(self) -> str:
         return self._log.read_text(encoding="utf-8")
 

@@ -179,13 +179,13 @@ class Decoder:
 
     @property
     def frame_bytes(self) -> int:
-        """Memory that the frame being received takes when it is whole."""
-        return len(self._frame)
+        """Memory that the frame being received takes: from the next ``get_buffer`` on, so there is time to refuse it."""
+        return self._header.total_bytes if self._header is not None else 0
 
     @property
     def filled_bytes(self) -> int:
         """How much of that frame has come."""
-        return self._filled
+        return self._filled or self._staged
 
     @property
     def mid_frame(self) -> bool:
@@ -195,6 +195,10 @@ class Decoder:
     def get_buffer(self) -> memoryview:
         """Where the next bytes belong; call ``received`` with how many were put there."""
         if self._header is not None:
+            if not self._filled:
+                self._frame = memoryview(bytearray(self._header.total_bytes))
+                self._frame[: self._staged] = self._staging[: self._staged]
+                self._filled, self._staged = self._staged, 0
             return self._frame[self._filled :]
         return self._staging[self._staged :]
 
@@ -228,13 +232,8 @@ class Decoder:
             return messages
         self._staged += count
         start = 0
-        while True:
-            taken = self._begin(start)
-            if not taken:
-                break
+        while taken := self._begin(start):
             start += taken
-            if self._filled < len(self._frame):
-                break
             messages.append(self._finish())
         rest = self._staged - start
         self._staging[:rest] = self._staging[start : self._staged]
@@ -242,7 +241,7 @@ class Decoder:
         return messages
 
     def _begin(self, start: int) -> int:
-        """Begin a frame from the staged bytes at ``start``; return how many were taken, 0 when more are needed."""
+        """Begin a frame from the staged bytes at ``start``; return its length when all of it is there, else 0."""
         available = self._staging[start : self._staged]
         if len(available) < layout.FRAME_HEADER_BYTES:
             return 0
@@ -255,10 +254,10 @@ class Decoder:
             raise ProtocolError(f"a {header.type.name} frame came where no item is expected")
         self._item = item_header(header, available) if header.type in layout.ITEM_TYPES else None
         self._header = header
-        self._frame = memoryview(bytearray(header.total_bytes))
-        self._filled = min(len(available), header.total_bytes)
-        self._frame[: self._filled] = available[: self._filled]
-        return self._filled
+        if len(available) < header.total_bytes:
+            return 0
+        self._frame = memoryview(bytearray(available[: header.total_bytes]))
+        return header.total_bytes
 
     def _finish(self) -> Message | RawItem:
         header, item, frame = self._header, self._item, self._frame

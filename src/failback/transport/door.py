@@ -29,12 +29,13 @@ _NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 @dataclass(frozen=True, slots=True)
 class DoorLimits:
-    """``of_address``, ``of_all``: connections that have not greeted yet."""
+    """``of_address``, ``of_all``: connections that have not greeted yet. A process server that comes back links all of its
+    machines at once from one address, and so do the machines behind one NAT."""
 
     handshake_seconds: float = 10.0
     greeting_seconds: float = 10.0
-    of_address: int = 32
-    of_all: int = 256
+    of_address: int = 128
+    of_all: int = 512
 
 
 class Visitor:

@@ -403,9 +403,12 @@ class Wire(asyncio.BufferedProtocol):
         if self._budget is None or not self._frame_charge or self._pauses or not self._budget.crowded:
             return False
         since, before = self._frame_watched
-        seconds = now - since - self.times.dead_seconds
+        seconds = now - since
+        if seconds < 2 * self.times.ping_seconds:
+            return False
         rate = max(_CRAWL_BYTES_PER_SECOND, self._decoder.frame_bytes / _LONGEST_FRAME_SECONDS)
-        if seconds <= 0 or self._decoder.filled_bytes - before >= rate * seconds:
+        if self._decoder.filled_bytes - before >= rate * seconds:
+            self._watch_frame()
             return False
         self.ended = PeerError("the peer sends too slowly while others wait for the memory that it holds")
         return True

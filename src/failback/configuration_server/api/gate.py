@@ -7,13 +7,15 @@ the path; those have their own proof (a certificate, or the enrolment's secret) 
 
 from __future__ import annotations
 
+import asyncio
+
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from failback.configuration_server.api.faults import answer
 from failback.configuration_server.api.services import Services
 from failback.configuration_server.api.sign_in import bearer, caller_of
-from failback.configuration_server.enrolment.routes import TOO_LARGE
+from failback.configuration_server.enrolment.routes import LONGEST_SENDING_SECONDS, TOO_LARGE
 from failback.errors import ConfigurationError, FailbackError
 
 OPEN_PATHS = frozenset({"/healthz", "/components/v1/enrol", "/components/v1/heartbeat", "/components/v1/group-hold"})
@@ -36,7 +38,12 @@ class Gate:
             token = bearer(headers.get("authorization", ""))
             now = self._services.clock.wall_ns()
             caller = await self._services.database.look(lambda session: caller_of(session, token, now))
-            body = await _bounded(receive)
+            async with asyncio.timeout(LONGEST_SENDING_SECONDS):
+                body = await _bounded(receive)
+        except TimeoutError:
+            late = ConfigurationError(f"the request did not come within {LONGEST_SENDING_SECONDS:.0f} s")
+            await answer(late)(scope, receive, send)
+            return
         except FailbackError as error:
             await answer(error)(scope, receive, send)
             return
