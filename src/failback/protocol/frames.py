@@ -212,6 +212,11 @@ class Decoder:
             self._dead = True
             raise
 
+    def drop(self) -> None:
+        """The link is over: give back the memory of the frame that will not be finished."""
+        self._dead = True
+        self._header, self._item, self._frame, self._filled, self._staged = None, None, memoryview(b""), 0, 0
+
     def feed(self, data: Buffer) -> list[Message | RawItem]:
         """Take bytes (copied); return the messages that became whole. Raises ProtocolError, IntegrityError."""
         view, messages = memoryview(data), []

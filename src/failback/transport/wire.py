@@ -25,6 +25,8 @@ from failback.protocol.messages import Batch, DigestReply, Digests, Message, Pin
 
 _SLICE_BYTES = 256 << 10
 _HIGH_WATER_BYTES = 1 << 20
+_ANSWERS_HIGH_WATER_BYTES = 128 << 10
+"""Of the receiving end, whose answers are small."""
 _LARGEST_UNREAD_BYTES = 64 << 20
 """Of answers that a peer does not read: replies to the digests of a large disk may come all at once."""
 _SMALL_MESSAGE_BYTES = 512
@@ -111,6 +113,7 @@ class Wire(asyncio.BufferedProtocol):
         self._unread = (0.0, 0)
         """Since when the peer has read nothing of what it is sent, and how much had gone out then."""
         self._written_bytes = 0
+        self._high_water = _HIGH_WATER_BYTES
         self._arrival = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
@@ -143,7 +146,8 @@ class Wire(asyncio.BufferedProtocol):
         self._ssl_object = transport.get_extra_info("ssl_object")
         address = transport.get_extra_info("peername")
         self._peer_address = f"{address[0]}:{address[1]}" if address else "unknown"
-        transport.set_write_buffer_limits(high=_HIGH_WATER_BYTES)
+        self._high_water = _HIGH_WATER_BYTES if self.conversation.own is End.SENDING else _ANSWERS_HIGH_WATER_BYTES
+        transport.set_write_buffer_limits(high=self._high_water)
         self._last_received = self._last_sent = self._loop.time()
         self._timer = self._loop.call_later(self.times.ping_seconds, self._look)
         if self._connected is not None:
@@ -302,6 +306,7 @@ class Wire(asyncio.BufferedProtocol):
     def dispose(self) -> None:
         """Give everything back that the budget holds for this link; call once, when the link is over."""
         self.abort()
+        self._decoder.drop()
         self._queue.clear()
         self._queued_bytes = 0
         self.release_received()
@@ -419,7 +424,7 @@ class Wire(asyncio.BufferedProtocol):
             return False
         waiting = self._transport.get_write_buffer_size()
         gone = self._written_bytes - waiting
-        if waiting <= _HIGH_WATER_BYTES or gone > self._unread[1]:
+        if waiting <= self._high_water or gone > self._unread[1]:
             self._unread = (now, gone)
         if waiting <= _LARGEST_UNREAD_BYTES and now - self._unread[0] <= self.times.dead_seconds:
             return False
