@@ -346,15 +346,13 @@ class Stream:
         """Make and hand over the next item if one is due. Returns whether one was made."""
         if self._resting is not None:
             self._resting.set()
-            return False
-        outstanding = self._outstanding
-        if outstanding.unspooled_bytes >= self._window_bytes or outstanding.unlanded_items >= MOST_UNLANDED_ITEMS:
+        if self._resting is not None or self._window_is_full():
             return False
         if self._marks:
             await self._mark_batch(self._marks.popleft())
             return True
         waiting = self._session.produced_position() - self._session.cursor()
-        self.backlog_bytes = waiting + outstanding.unspooled_bytes
+        self.backlog_bytes = waiting + self._outstanding.unspooled_bytes
         now = time.monotonic()
         if not self._comparing.hashed.empty():  # first: the answer takes its time
             if waiting:
@@ -371,6 +369,10 @@ class Stream:
         if due:
             await self._batch()
         return due
+
+    def _window_is_full(self) -> bool:
+        outstanding = self._outstanding
+        return outstanding.unspooled_bytes >= self._window_bytes or outstanding.unlanded_items >= MOST_UNLANDED_ITEMS
 
     def _batch_due(self, waiting: int, elapsed: float) -> bool:
         current = self._comparing.current

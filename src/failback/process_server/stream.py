@@ -181,7 +181,9 @@ class MachineStream:
         log.warning("the journal is ahead of the spool", machine=self.machine_id, epoch=self.epoch, landed=sequence)
         async with self._spooling:
             forwarded_unspooled = not self.heard.is_set()  # by the process before this one: nobody was greeted since
-            forward = partial(self.spool.fast_forward, sequence, ring, incarnation, although_greeted=forwarded_unspooled)
+            forward = partial(
+                self.spool.fast_forward, sequence, ring, incarnation, although_greeted=forwarded_unspooled
+            )
             if not await asyncio.to_thread(forward):
                 raise items_missing(sequence + 1, self.spool.first_held)
             self.recent.clear()

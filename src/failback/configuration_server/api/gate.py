@@ -18,7 +18,9 @@ from failback.configuration_server.api.sign_in import bearer, caller_of
 from failback.configuration_server.enrolment.routes import LONGEST_SENDING_SECONDS, TOO_LARGE
 from failback.errors import ConfigurationError, FailbackError
 
-OPEN_PATHS = frozenset({"/healthz", "/components/v1/enrol", "/components/v1/heartbeat", "/components/v1/group-hold"})
+OPEN_PATHS = frozenset(
+    {"/healthz", *(f"/components/v1/{name}" for name in ("enrol", "heartbeat", "renew", "group-hold"))}
+)
 LARGEST_BODY_BYTES = 1 << 20
 
 

@@ -2,6 +2,7 @@
 
 from failback.configuration_server.database import (
     access,
+    certificates,
     components,
     events,
     groups,
@@ -15,4 +16,16 @@ from failback.configuration_server.database.base import Base
 
 metadata = Base.metadata
 
-__all__ = ["access", "components", "events", "groups", "items", "jobs", "metadata", "orders", "points", "policies"]
+__all__ = [
+    "access",
+    "certificates",
+    "components",
+    "events",
+    "groups",
+    "items",
+    "jobs",
+    "metadata",
+    "orders",
+    "points",
+    "policies",
+]

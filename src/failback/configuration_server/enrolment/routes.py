@@ -102,10 +102,10 @@ def component_router(desk: EnrolmentDesk, registry: Registry, clock: Clock) -> A
     async def renew(request: Request) -> JSONResponse:
         async def work() -> Any:
             peer = _peer_of(request, "a renewal")
-            wanted = await _body(request, Renewal)
+            wanted = await body_of(request, Renewal)
             return records.encode(await desk.renew(peer.component_id, peer.role, peer.serial, wanted))
 
-        return await _answer(work)
+        return await answered(work)
 
     return router
 
@@ -126,9 +126,7 @@ def token_router(desk: EnrolmentDesk) -> APIRouter:
     async def make(request: Request) -> JSONResponse:
         async def work() -> Any:
             wanted = await body_of(request, TokenRequest)
-            token = await desk.make_token(
-                wanted.role, wanted.life_seconds, caller=str(getattr(request.state, "caller", ""))
-            )
+            token = await desk.make_token(wanted.role, wanted.life_seconds, caller=_caller(request))
             return {"token": token}
 
         return await answered(work)
@@ -136,20 +134,24 @@ def token_router(desk: EnrolmentDesk) -> APIRouter:
     @router.post("/revoke")
     async def revoke(request: Request) -> JSONResponse:
         async def work() -> Any:
-            named = await _body(request, ComponentNamed)
+            named = await body_of(request, ComponentNamed)
             return {"id": await desk.revoke(named.role, named.component, caller=_caller(request))}
 
-        return await _answer(work)
+        return await answered(work)
 
     @router.post("/readmit")
     async def readmit(request: Request) -> JSONResponse:
         async def work() -> Any:
-            named = await _body(request, ComponentNamed)
+            named = await body_of(request, ComponentNamed)
             return {"id": await desk.readmit(named.role, named.component, caller=_caller(request))}
 
-        return await _answer(work)
+        return await answered(work)
 
     return router
+
+
+def _caller(request: Request) -> str:
+    return str(getattr(request.state, "caller", ""))
 
 
 async def body_of(request: Request, kind: type[T], limit_bytes: int = LARGEST_BODY_BYTES) -> T:
