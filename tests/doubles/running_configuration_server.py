@@ -46,6 +46,10 @@ class RunningConfigurationServer:
             self.stop()
 
     @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def url(self) -> str:
         return f"https://127.0.0.1:{self._port}"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,7 +33,8 @@ ARMED_SECONDS = 60.0
 """For an answer to ``armed``: the server holds it until a mark is due, or some seconds."""
 PREPARED_SECONDS = 15.0
 """For all members' streams to rest; nothing is held yet."""
-REST_SECONDS = 5.0
+GAP_SECONDS = 3.0
+REST_SECONDS = 3.0
 RELEASED_SECONDS = 10.0
 RETRY_SECONDS = 1.0
 
@@ -119,9 +121,7 @@ class GroupMember:
         """Prepared, held, marked, released. Raises when the mark is void; the machine runs then, as it does afterwards."""
         hold, stream, mark_id, limit = self._hold, self._stream, order.mark_id, order.limit_seconds
         assert hold is not None
-        unfit = stream.unmarkable()
-        if unfit:
-            raise FreezeError(unfit, retryable=True)
+        await self._until_markable()
         await stream.rest(REST_SECONDS)
         try:
             await self._go_with(HoldPhase.PREPARED, mark_id, HoldAction.HOLD, PREPARED_SECONDS)
@@ -142,6 +142,14 @@ class GroupMember:
                         await asyncio.shield(self._call(hold.leave))
         finally:
             stream.go_on()
+
+    async def _until_markable(self) -> None:
+        """A gap that is open now may be over in a moment, and nobody is held yet. Raises FreezeError when it is not."""
+        deadline = time.monotonic() + GAP_SECONDS
+        while unfit := self._stream.unmarkable():
+            if time.monotonic() >= deadline:
+                raise FreezeError(unfit, retryable=True)
+            await asyncio.sleep(0.05)
 
     async def _go_with(
         self, phase: HoldPhase, mark_id: MarkId, wanted: HoldAction, seconds: float, ring: int = 0

@@ -267,7 +267,8 @@ class GroupPoints:
         )
         for phase, seconds in limits:
             await self._until(desk, phase, seconds)
-            faults.point(f"group.all_{phase.value}")
+            if desk.round is not None and not desk.round.void:
+                faults.point(f"group.all_{phase.value}")
         ended = desk.round
         assert ended is not None
         desk.move(None)
