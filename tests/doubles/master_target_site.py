@@ -103,6 +103,14 @@ class Site:
         self.kills += 1
         self.launch()
 
+    def kill_with(self, faults: str) -> None:
+        """Restart it with a fault that kills it once more."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+        self.faults = faults
+        self.launch()
+
     def log(self) -> str:
         return (self.directory / "mt.log").read_text()
 

@@ -127,6 +127,16 @@ def _stop_left_over(socket_path: Path) -> None:
     socket_path.unlink(missing_ok=True)
 
 
+def grow(path: Path, size_bytes: int) -> None:
+    """Make an image larger that nobody has open. Raises StorageError with qemu-img's reason."""
+    done = subprocess.run(
+        ["qemu-img", "resize", "-q", "-f", "qcow2", str(path), str(size_bytes)], capture_output=True, check=False
+    )
+    if done.returncode:
+        raise StorageError(f"cannot enlarge {path}: {done.stderr.decode('utf-8', 'replace').strip()}")
+    _sync_file(path)
+
+
 def create(path: Path, size_bytes: int) -> None:
     """Create an empty qcow2 image. Raises StorageError with qemu-img's reason."""
     done = subprocess.run(
@@ -135,6 +145,10 @@ def create(path: Path, size_bytes: int) -> None:
     )  # fmt: skip
     if done.returncode:
         raise StorageError(f"cannot create {path}: {done.stderr.decode('utf-8', 'replace').strip()}")
+    _sync_file(path)
+
+
+def _sync_file(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -8,6 +8,7 @@ cannot be renamed; there only the lock guards. Each step may be repeated after a
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -69,6 +70,28 @@ def create_if_missing(disk: ReplicaDisk) -> bool:
     else:
         vmdk.create(fenced(files[1]), fenced(files[0]), files[0].name, disk.size_bytes)
     return True
+
+
+def grow(disk: ReplicaDisk) -> None:
+    """Make a fenced disk that is not open as large as ``size_bytes``; what is new reads as zeroes. May be repeated.
+
+    Raises PreconditionError for a disk that is larger already, or a block device that is smaller.
+    """
+    data, descriptor = _files(disk)[0], _files(disk)[-1]
+    present = data if data.exists() else fenced(data)
+    if _is_block_device(present):
+        return  # whoever gave it has to enlarge it; ``open_locked`` compares the sizes
+    if disk.format == QCOW2:
+        qcow2.grow(present, disk.size_bytes)
+    elif disk.format == RAW:
+        if present.stat().st_size < disk.size_bytes:
+            os.truncate(present, disk.size_bytes)
+    elif (
+        present.stat().st_size < disk.size_bytes
+        or vmdk.read_descriptor(fenced(descriptor)).size_bytes != disk.size_bytes
+    ):
+        vmdk.grow(fenced(descriptor), present, disk.size_bytes)
+    faults.point("grow.done")
 
 
 def fence(disk: ReplicaDisk) -> None:

@@ -62,6 +62,25 @@ def create(descriptor: Path, extent: Path, extent_name: str, size_bytes: int) ->
     sync_directory(descriptor.parent)
 
 
+def grow(descriptor: Path, extent: Path, size_bytes: int) -> None:
+    """Make both larger, the extent first: a crash in between is repeated. The descriptor keeps every other line."""
+    os.truncate(extent, size_bytes)
+    text = descriptor.read_text(encoding="utf-8")
+    lines = []
+    for line in text.splitlines():
+        match = _EXTENT.match(line.strip())
+        lines.append(line.replace(match[2], str(size_bytes // SECTOR_BYTES), 1) if match else line)
+    temporary = descriptor.with_name(descriptor.name + ".new")
+    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    status = descriptor.stat()
+    os.chown(temporary, status.st_uid, status.st_gid)
+    temporary.chmod(status.st_mode & 0o7777)
+    with temporary.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    temporary.rename(descriptor)
+    sync_directory(descriptor.parent)
+
+
 def render(extent_name: str, size_bytes: int) -> str:
     """The text of a monolithicFlat descriptor for an IDE-less (lsilogic) disk."""
     cylinders = min(size_bytes // (255 * 63 * SECTOR_BYTES), 16383)

@@ -162,6 +162,25 @@ class Catalogue:
     def disks(self) -> tuple[ReplicaDisk, ...]:
         return tuple(records.decode(disk, ReplicaDisk) for disk in self.get("disks") or ())
 
+    def change_disks(self, disks: tuple[ReplicaDisk, ...]) -> None:
+        """Another list from the next epoch on; points of this epoch and before keep the one that was (``disks_at``)."""
+        with self.transaction():
+            history = self.get("disk_history") or []
+            epoch = int(self.get("epoch"))
+            if not any(
+                entry["until_epoch"] == epoch for entry in history
+            ):  # changed twice: the first list is the epoch's
+                history.append({"until_epoch": epoch, "disks": self.get("disks")})
+            self.set("disk_history", history)
+            self.set("disks", records.encode(disks))
+
+    def disks_at(self, epoch: int) -> tuple[ReplicaDisk, ...]:
+        """The disks that the machine had, with their sizes, at points of the epoch."""
+        for entry in self.get("disk_history") or ():
+            if epoch <= entry["until_epoch"]:
+                return tuple(records.decode(disk, ReplicaDisk) for disk in entry["disks"])
+        return self.disks
+
     # --- points, marks and intervals --------------------------------------------------------------------------------
 
     def points(self) -> list[CataloguedPoint]:

@@ -336,6 +336,17 @@ class Journal:
             self._cured()
         return self.landed
 
+    def change_disks(self, disks: tuple[ReplicaDisk, ...]) -> None:
+        """Disks that joined, grew or left: the list that the next epoch writes to. The disks are not open now (``stop``).
+
+        Nothing that landed is concerned: it was written for the list before, whose disks are all still there, as large or larger.
+        """
+        with self.apply_lock, self._landing_lock:
+            if self._applier is not None or self.catalogue.get("rollback_phase"):
+                raise ConflictError("the journal's disks are in use: stop it first, and not while it is rolled back")
+            self.catalogue.change_disks(disks)
+            self._sizes = {disk.index: disk.size_bytes for disk in disks}
+
     # --- applying ---------------------------------------------------------------------------------------------------
 
     def start(self, devices: Mapping[int, BlockDevice], on_reply: Callable[[DigestReply], None]) -> None:

@@ -115,7 +115,7 @@ class Intake:
             )
         if journal.damage is not None and journal.damage.refuses(hello.epoch):
             raise journal.damage.error()
-        known = {disk.index: disk.size_bytes for disk in journal.catalogue.disks}
+        known = {disk.index: disk.size_bytes for disk in journal.catalogue.disks if not disk.removed}
         sent = {disk.index: disk.size_bytes for disk in hello.disks}
         if known != sent:
             raise PreconditionError(

@@ -69,7 +69,8 @@ class Orders:
         async with self._replicas.lock(machine_id):
             self._check_newest(machine_id, serial)
             prepared = await asyncio.to_thread(replica.prepare, arguments.choice, report)
-        result: dict[str, Any] = records.encode(orders.PreparedPoint(prepared.point, prepared.bytes_rolled_back))
+        disks = replica.journal.catalogue.disks_at(prepared.point.epoch)
+        result: dict[str, Any] = records.encode(orders.PreparedPoint(prepared.point, prepared.bytes_rolled_back, disks))
         return result
 
     async def _applied(self, replica: Replica, arguments: orders.PreparePoint, serial: int) -> None:

@@ -21,7 +21,7 @@ from failback.journal.rollback import Destination, Progress
 from failback.journal.views import OpenView
 from failback.master_target.witness import WitnessFile
 from failback.model.components import POINTS_LOST, ReplicaStatus
-from failback.model.points import PointChoice, PointSelector
+from failback.model.points import PointChoice, PointSelector, ReplicaDisk
 from failback.protocol.messages import DigestReply
 from failback.runtime import faults, logs
 
@@ -74,6 +74,25 @@ class Replica:
             replica_disk.create_if_missing(disk)
             faults.point("attach.after_create")
         return tuple(sorted(created))
+
+    def change_disks(self, disks: tuple[ReplicaDisk, ...]) -> None:
+        """Disks that joined, grew or left, from the next epoch on (docs/decisions/0012). The files first, then the catalogue: a
+        crash in between leaves larger files, which the repeated order takes."""
+        if self.journal.rollback_phase or self.state != ATTACHED:
+            raise ConflictError(
+                "the replica's disks are at a chosen point", remedy="commit or cancel the failback first"
+            )
+        self._stop_applying()
+        if self.journal.started:
+            self.journal.stop()
+        self._close_devices()
+        known = {disk.disk_id: disk for disk in self.journal.catalogue.disks}
+        for disk in disks:
+            if disk.disk_id in known and disk.size_bytes > known[disk.disk_id].size_bytes:
+                replica_disk.grow(disk)
+        faults.point("attach.before_change")
+        self.journal.change_disks(disks)
+        log.info("the replica's disks changed", machine=self.journal.machine_id, disks=len(disks))
 
     def open(self) -> None:
         """Fence, lock and open the disks and begin to apply. Raises ConflictError (in use), NotFoundError, StorageError."""

@@ -31,6 +31,7 @@ from failback.master_target.witness import WitnessFile
 from failback.model.components import MasterTargetAssignment, ReplicaAssignment, ReplicaStatus
 from failback.model.ids import MachineId
 from failback.model.orders import AttachedReplica, AttachReplica
+from failback.model.points import ReplicaDisk
 from failback.runtime import logs, records
 
 log = logs.get(__name__)
@@ -203,7 +204,9 @@ class Replicas:
             if replica.state == RELEASED:
                 raise ConflictError(f"a failback of machine {machine_id} is neither committed nor cancelled",
                                     remedy="commit or cancel it first")  # fmt: skip
-            _check_same_disks(replica, arguments)
+            changed = _changed_disks(replica.journal.catalogue.disks, arguments)
+            if changed is not None:
+                replica.change_disks(changed)
             created = replica.create_missing()
             replica.open()
         except BaseException:
@@ -280,14 +283,22 @@ class Replicas:
         self._replicas = {}
 
 
-def _check_same_disks(replica: Replica, arguments: AttachReplica) -> None:
-    known = {disk.index: replace(disk, create=False) for disk in replica.journal.catalogue.disks}
-    asked = {disk.index: replace(disk, create=False) for disk in arguments.disks}
-    if known != asked:
-        raise ConflictError(
-            f"machine {arguments.machine_id} has a replica with other disks here",
-            remedy="detach (disable the protection of) the machine first",
-        )
+def _changed_disks(known: tuple[ReplicaDisk, ...], arguments: AttachReplica) -> tuple[ReplicaDisk, ...] | None:
+    """The disks that the replica is to have from now on; None when it has them. Raises ConflictError for other ones: a disk may
+    join, grow or leave, and no disk is ever forgotten or becomes another."""
+    asked = {disk.index: disk for disk in arguments.disks}
+    before = {disk.index: replace(disk, create=False) for disk in known}
+    if before == {index: replace(disk, create=False) for index, disk in asked.items()}:
+        return None
+    for index, disk in before.items():
+        other = asked.get(index)
+        same = other is not None and (other.disk_id, other.path, other.format) == (disk.disk_id, disk.path, disk.format)
+        if other is None or not same or other.size_bytes < disk.size_bytes or (disk.removed and not other.removed):
+            raise ConflictError(
+                f"machine {arguments.machine_id} has a replica with other disks here",
+                remedy="detach (disable the protection of) the machine first",
+            )
+    return arguments.disks
 
 
 def _archive(directory: Path) -> None:

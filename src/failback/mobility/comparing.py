@@ -71,7 +71,9 @@ class Comparing:
                 # a re-read of one block proves that no write from before the attachment is still in flight (D8)
                 await self._call(self._session.mark_dirty, disk.index, 0, 1)
             elif mode is SyncMode.FULL and disk.index not in self._memory.value.full_marked:
-                await self._call(self._session.mark_all_dirty, disk.index)
+                first = disk.sync_from_bytes // BLOCK_BYTES
+                count = -(-disk.size_bytes // BLOCK_BYTES) - first
+                await self._call(self._session.mark_dirty, disk.index, first, count)
                 self._memory.update(full_marked=(*self._memory.value.full_marked, disk.index))
         dirty = await self._call(self._session.dirty_blocks)
         self.settled = dirty == 0

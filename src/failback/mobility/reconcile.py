@@ -40,6 +40,7 @@ ENDING_CODES = frozenset({"JournalReplaced", "RedoDamaged", "ItemsMissing", "Spo
 """Errors of a stream that only a new epoch cures."""
 RETRY_SECONDS = 5.0
 PROBE_SECONDS = 5.0
+DISKS_EVERY_SECONDS = 3.0
 
 OrderWork = Callable[[Order, Callable[[int, int], None]], Awaitable[dict[str, Any]]]
 
@@ -133,6 +134,7 @@ class Reconciler:
         self._changed()
         await asyncio.to_thread(release_left_over, self._config.runtime_directory)
         settling = asyncio.create_task(self._leases.settle(), name="post-script owed")
+        watching = asyncio.create_task(self._watch_disks(), name="disks")
         try:
             if self._wanted is None:
                 await self._first_self_test()
@@ -151,9 +153,24 @@ class Reconciler:
                     await self._protect(wanted)
         finally:
             settling.cancel()
+            watching.cancel()
             await self._leases.end()
             await asyncio.shield(self._close())
             self._thread.shutdown(wait=True)
+
+    async def _watch_disks(self) -> None:
+        """Disks that appear, grow or go are told as they are seen; what follows from it the configuration server decides."""
+        while True:
+            await asyncio.sleep(DISKS_EVERY_SECONDS)
+            try:
+                seen = await asyncio.to_thread(facts.disks, self._config.disks, self._config.exclude_disks)
+            except OSError as error:  # one went while it was looked at
+                log.info("the disks cannot be listed now", reason=str(error))
+                continue
+            if seen != self._disks:
+                log.info("the disks changed", disks=",".join(f"{disk.device}:{disk.size_bytes}" for disk in seen))
+                self._disks = seen
+                self._changed()
 
     async def _protect(self, wanted: MobilityAssignment) -> None:
         """Run the stream until the assignment changes; a failure is shown, and tried again after a pause."""
@@ -215,7 +232,7 @@ class Reconciler:
         capture_disks = []
         for disk in wanted.disks:
             found = by_match.get(disk.device_match)
-            if found is None or found.size_bytes != disk.size_bytes:
+            if found is None or found.size_bytes < disk.size_bytes:
                 raise NotSupportedError(
                     f"disk {disk.device_match} of {disk.size_bytes} bytes is not on this machine as it was assigned",
                     possible_causes="it was removed, replaced or resized",

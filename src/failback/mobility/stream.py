@@ -397,7 +397,7 @@ class Stream:
                 current.give_back(differing)
         self._note_counters(content)
         current = self._comparing.current
-        pass_open = current is not None and current.holds_back(content.dirty_blocks)
+        pass_open = self._session.outgrown or (current is not None and current.holds_back(content.dirty_blocks))
         gap = self._gaps.decide(content.counters, dirty_blocks=content.dirty_blocks, pass_open=pass_open,
                                 end_position=content.end_position)  # fmt: skip
         await self._send_batch(content, gap, mark)

@@ -99,6 +99,8 @@ class SourceDisk:
     device_match: str
     size_bytes: int
     sync: SyncMode
+    sync_from_bytes: int = 0
+    """FULL: the replica is in step before this place (a disk that grew); an agent that does not know it sends all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,6 +117,9 @@ class PreparePoint:
 class PreparedPoint:
     point: RecoveryPoint
     bytes_rolled_back: int
+    disks: tuple[ReplicaDisk, ...] = ()
+    """The disks that the machine had at the point, with their sizes then: a replica that grew since is larger, and reads as
+    zeroes behind that size; a disk that joined since is not among them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,8 @@ class ReplicaDisk:
     size_bytes: int
     create: bool = False
     """Create it sparse on the datastore when it is not there (a missing on-premises disk)."""
+    removed: bool = False
+    """The machine has it no more: nothing is written to it, and the points from before need it."""
 
 
 class PointSelector(enum.Enum):

@@ -128,6 +128,10 @@ class SimulatedSession(CaptureSession):
     def ring_id(self) -> int:
         return self._machine.ring.ring_id
 
+    @property
+    def outgrown(self) -> bool:
+        return False
+
     def close(self) -> None:
         self._unlanded.close()
 

@@ -60,7 +60,7 @@ def check_disk(disk: CaptureDisk) -> int:
     if (attributes / "partition").exists():
         raise ConfigurationError(f"{disk.device} is a partition", remedy="name the whole disk that contains it")
     size = device_bytes(disk.device)
-    if size != disk.size_bytes:
+    if size < disk.size_bytes:  # one that grew is captured as it was, until it is assigned its new size
         raise ConfigurationError(f"{disk.device} has {size} bytes, not {disk.size_bytes}", remedy="read the size again")
     zoned = attributes / "queue" / "zoned"
     if zoned.exists() and zoned.read_text().strip() != "none":

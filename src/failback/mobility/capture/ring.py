@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from failback.errors import StorageError
@@ -33,6 +34,7 @@ from failback.protocol.extents import EXTENT, MAXIMUM_EXTENT_BYTES, SECTOR_BYTES
 _DATA = int(Operation.DATA)
 _OPEN_BIO_SECONDS = 0.05
 _OPEN_BIO_BYTES = 32 << 20
+_UNBOUNDED_BYTES = 1 << 63
 
 
 @dataclass(slots=True)
@@ -59,8 +61,10 @@ class _Walk:
 class Ring:
     """The mapped ring. ``cursor`` is where the next collect begins; ``consumed`` is what the kernel may overwrite."""
 
-    def __init__(self, descriptor: int, size: int) -> None:
+    def __init__(self, descriptor: int, size: int, disk_bytes: Mapping[int, int] | None = None) -> None:
         self.size = size
+        self._disk_bytes = disk_bytes or {}
+        """What lies behind is left out: the disk grew, and its new part is read when it is assigned."""
         self._mask = size - 1
         self._consumer = map_memory(descriptor, PAGE_BYTES, writable=True)
         self._producer = map_memory(descriptor, PAGE_BYTES + 2 * size, writable=False, offset=PAGE_BYTES)
@@ -213,6 +217,10 @@ class Ring:
         payload: list[memoryview | bytes] = []
         payload_bytes = 0
         for extent in walk.extents:
+            if extent.offset + extent.length > self._disk_bytes.get(extent.disk, _UNBOUNDED_BYTES):
+                self._clip(extent)
+                if not extent.length:
+                    continue
             if extent.operation == _DATA:
                 if extent.offset % SECTOR_BYTES or extent.length % SECTOR_BYTES:
                     self._trim(extent)
@@ -225,6 +233,17 @@ class Ring:
             first_position=first, end_position=walk.position, extents=b"".join(table), payload=payload,
             payload_bytes=payload_bytes, oldest_ktime_ns=walk.oldest_ktime_ns if table else 0, marks=tuple(walk.marks),
         )  # fmt: skip
+
+    def _clip(self, extent: _Extent) -> None:
+        """Leave out what lies behind the disk's known size. A whole number of sectors stays."""
+        extent.length = left = max(0, self._disk_bytes[extent.disk] - extent.offset)
+        pieces = []
+        for piece in extent.pieces:
+            part = piece[:left]
+            left -= len(part)
+            if len(part):
+                pieces.append(part)
+        extent.pieces = pieces
 
     def _trim(self, extent: _Extent) -> None:
         """Drop a torn sector at either end of an extent that a cut bio left, and report it."""

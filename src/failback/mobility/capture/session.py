@@ -65,7 +65,8 @@ class CaptureSession:
         self._control: Control = parts.control
         self._places = list(disk_places)
         self._by_index = {place.disk.index: place for place in disk_places}
-        self._ring = Ring(parts.maps["ring"], libbpf.map_entries(parts.maps["ring"]))
+        sizes = {place.disk.index: place.disk.size_bytes for place in disk_places}
+        self._ring = Ring(parts.maps["ring"], libbpf.map_entries(parts.maps["ring"]), sizes)
         size = libbpf.map_entries(parts.maps["dirty"]) * PAGE_BYTES
         self._memories = [libbpf.map_memory(parts.maps[name], size, writable=True) for name in ("dirty", "pending")]
         self._memories.append(libbpf.map_memory(parts.maps["unlanded"], 2 * size, writable=True))
@@ -188,6 +189,14 @@ class CaptureSession:
     def is_carried(self, disk_index: int) -> bool:
         """Whether the disk was captured by the predecessor: then every write that is not in this ring is marked dirty."""
         return bool(self._control.get("carried_disks") >> disk_index & 1)
+
+    @property
+    def outgrown(self) -> bool:
+        """Whether a disk is larger than it was assigned now: asked after a batch's end was fixed, no write of that batch can lie
+        behind the assigned size without it. Without the new part no image is consistent."""
+        return any(
+            os.lseek(self._readers[place.disk.index], 0, os.SEEK_END) > place.disk.size_bytes for place in self._places
+        )
 
     def produced_position(self) -> int:
         return self._ring.produced()
