@@ -117,7 +117,7 @@ def run(guest: Guest, directory: Path, checkout: Path, *, disks: int = 3, disk_b
         "-append", "root=/dev/vda ro console=ttyS0 quiet panic=-1 init=/sbin/failback-init",
     ]  # fmt: skip
     for number, (path, read_only) in enumerate(drives):
-        command += ["-drive", f"id=d{number},if=none,format=raw,file={path},snapshot=off,readonly={read_only}"]
+        command += ["-drive", f"id=d{number},if=none,format=raw,file={path},discard=unmap,readonly={read_only}"]
         command += ["-device", f"virtio-blk-pci,drive=d{number}"]
     subprocess.run(command, check=True, timeout=seconds, stdin=subprocess.DEVNULL, capture_output=True)
     return (directory / "console.log").read_text(errors="replace")
