@@ -11,6 +11,7 @@ packages=(
   mmdebstrap debian-archive-keyring             # the guest image (Ubuntu lacks Debian's keys)
   e2fsprogs xfsprogs btrfs-progs dosfstools     # file systems in the tests
   fio nbdkit libnbd-bin rsync util-linux iproute2 kmod
+  postgresql                                    # commits that have to survive, in the chaos tests
 )
 
 refuse() { printf 'failback: %s\n  what to do: %s\n' "$1" "$2" >&2; exit 1; }

@@ -113,7 +113,8 @@ class World:
             self.agent = None
 
     def log(self) -> str:
-        return (self.directory / "agent.log").read_text()[-6000:]
+        path = self.directory / "agent.log"
+        return path.read_text()[-6000:] if path.exists() else ""
 
     # --- what it is told --------------------------------------------------------------------------------------------
 
