@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CAPTURE := src/failback/mobility/capture/capture.bpf.o
 
-.PHONY: demo test check format lint types unit bench docs build clean system-packages
+.PHONY: soak demo test check format lint types unit bench docs build clean system-packages
 
 demo: $(VENV)/.ready $(CAPTURE)
 	$(BIN)/failback lab demo
@@ -14,6 +14,11 @@ demo: $(VENV)/.ready $(CAPTURE)
 test: check
 	$(BIN)/pytest --ignore=tests/e2e
 	$(BIN)/pytest tests/e2e || { echo "A story of tests/e2e failed: once more."; $(BIN)/pytest tests/e2e; }
+
+# Simulated worlds and real processes broken on purpose, for a while: prints a report, fails when anything was lost.
+SOAK_MINUTES ?= 20
+soak: $(VENV)/.ready $(CAPTURE)
+	SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python tests/soak/run.py
 
 check: $(VENV)/.ready $(CAPTURE)
 	$(BIN)/ruff check src tests

@@ -43,6 +43,7 @@ async def test_nothing_is_lost_while_everything_fails(directory: Path) -> None:
             async with story.running():
                 await story.begin()
                 await story.chaos(KILLS, chance.sample(LARGE, len(LARGE)), 400)
+                await story.more_points(POINTS)
                 await story.prove(POINTS)
         finally:
             print("\n".join((*site.story, *report.lines())), flush=True)

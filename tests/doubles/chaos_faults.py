@@ -145,7 +145,6 @@ async def damage_redo(site: ChaosSite) -> None:
     site.kill(MASTER_TARGET)
     newest = sorted((journal_directory(site) / "redo").glob("*.redo"))[-1:]
     _flip(site, newest, 256 << 10)
-    site.counts["repair before"] = sum(site.counts[name] for name in list(site.counts) if name.startswith("repair "))
     site.away.discard(MASTER_TARGET)
     await site.order("resume-replica")
     await site.healthy()

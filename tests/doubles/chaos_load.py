@@ -162,6 +162,6 @@ class FioLoops(threading.Thread):
 def fio_problem(directory: Path) -> str:
     """What a copy of the file says against its checksums; empty when it is whole."""
     done = subprocess.run(
-        [*FIO, f"--directory={directory}", "--verify_only=1", "--readonly"], capture_output=True, text=True, check=False
+        [*FIO, f"--directory={directory}", "--verify_only=1"], capture_output=True, text=True, check=False
     )
     return f"{done.stdout[-300:]} {done.stderr[-500:]}" if done.returncode else ""

@@ -71,28 +71,18 @@ class Load:
     """fio and SQLite on the first disk, PostgreSQL on the second."""
 
     def __init__(self, site: ChaosSite) -> None:
-        self._site = site
         self._mounts = [site.world.mount(number) for number in (0, 1)]
         self._postgres = PostgresLedger(self._mounts[1] / "data", site.directory / "postgres")
         self._postgres.create()
-        self._acknowledged = (0, 0)
-        self.start()
-
-    def start(self) -> None:
         self._sqlite = SqliteLedger(self._mounts[0] / "ledger.sqlite")
         self._postgres.start()
         self.counting = (
             Counting("SQLite", self._sqlite.commit, 0.01), Counting("PostgreSQL", self._postgres.commit, 0.01),
         )  # fmt: skip
-        for each, number in zip(self.counting, self._acknowledged, strict=True):
-            each.acknowledged = number
+        for each in self.counting:
             each.start()
         self.fio = FioLoops(self._mounts[0])
         self.fio.start()
-
-    def mount(self) -> None:
-        for number, mount in enumerate(self._mounts):
-            run("mount", self._site.world.devices[number], str(mount))
 
     @property
     def acknowledged(self) -> tuple[int, int]:
@@ -103,13 +93,12 @@ class Load:
         self.fio.stop()
         for each in self.counting:
             each.stop()
-        self._acknowledged = self.acknowledged
         self._sqlite.close()
         self._postgres.stop()
         problems = [self.fio.failure or fio_problem(self._mounts[0])]
         problems += [f"{each.name}: {each.failure!r}" for each in self.counting if each.failure is not None]
         for mount in self._mounts:
-            run("umount", str(mount))
+            _unmount(mount)
         return [problem for problem in problems if problem]
 
 
@@ -188,8 +177,18 @@ class Round:
             await fault(self.site)
             self.site.counts[fault.__name__.replace("_", " ")] += 1
 
+    async def more_points(self, wanted: int, seconds: float = 120.0) -> None:
+        """Old copies and damaged undo take points away: go on under load until enough are offered again."""
+
+        def enough() -> bool:
+            replica = self.site.stream_parts().master_target
+            return replica is not None and sum(not point.abandoned for point in replica.points) > wanted
+
+        await self.site.healthy()
+        await self.site.until(enough, seconds)
+
     async def prove(self, points: int) -> None:
-        """Heal, compare, open points. Afterwards the site runs on, unloaded."""
+        """Heal, stop the load, compare, open points: the end of the round."""
         site, report = self.site, self.report
         site.away.clear()
         await site.healthy()
@@ -203,8 +202,9 @@ class Round:
         )
         site.away.discard(MASTER_TARGET)
         report.take(found)
-        report.acknowledged = self.load.acknowledged
-        report.witnessed = len(self.witnessed)
+        sqlite, postgres = self.load.acknowledged
+        report.acknowledged = (report.acknowledged[0] + sqlite, report.acknowledged[1] + postgres)
+        report.witnessed += len(self.witnessed)
         report.counts.update(site.counts)
         for proxy in site.proxies:
             report.counts.update({f"link {name}": count for name, count in proxy.faults.items()})
@@ -230,11 +230,15 @@ class Round:
                 self.report.lost.append(f"disk {number} of the replica differs: {compared}\n{site.report()}")
         await site.order("resume-replica")
 
-    async def go_on(self) -> None:
-        """The load again, after :meth:`prove`."""
-        self.load.mount()
-        await asyncio.to_thread(self.load.start)
-        await self.site.healthy()
+
+def _unmount(mount: Path) -> None:
+    """The agent may be freezing it for a mark just now."""
+    for _ in range(100):
+        done = subprocess.run(["umount", str(mount)], capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return
+        time.sleep(0.2)
+    raise AssertionError(done.stderr)
 
 
 def site_kills(site: ChaosSite) -> int:

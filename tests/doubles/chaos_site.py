@@ -61,6 +61,7 @@ class Part:
         self.component_id = component_id
         self.port = free_port()
         self.deaths: list[str] = []
+        self._ending = False
         self.state = site.directory / name
         site.world.authority.identity(component_id, role, self.state / "identity")
         self.plane = (
@@ -96,16 +97,19 @@ class Part:
         if self._process is None:
             return False
         if self._process.poll() is not None:
-            self.deaths.append(f"{self.name} ended with {self._process.returncode}: {self.log()[-1500:]}")
-            self._process = None
+            if not self._ending:
+                self.deaths.append(f"{self.name} ended with {self._process.returncode}: {self.log()[-1500:]}")
+            self._process, self._ending = None, False
             return False
         return True
 
-    def kill(self, number: int = signal.SIGKILL) -> None:
+    def kill(self, number: int = signal.SIGKILL, *, wait_seconds: float = 60.0) -> None:
+        """``wait_seconds`` 0: it may take its time to die (one that reads a disk which hangs cannot be interrupted)."""
         if self.alive and self._process is not None:
+            self._ending = True
             self._process.send_signal(number)
-            self._process.wait(60)
-            self._process = None
+            if wait_seconds:
+                self._process.wait(wait_seconds)
 
     def step_clock(self, seconds: int) -> None:
         self.step_seconds = seconds
@@ -230,7 +234,7 @@ class ChaosSite:
     def kill(self, *names: str) -> None:
         for name in names:
             if self.parts[name].alive:
-                self.parts[name].kill()
+                self.parts[name].kill(wait_seconds=0 if name == AGENT else 60)
                 self.counts[f"kill {name.rstrip('-12')}"] += 1
         self.note(f"kill -9: {', '.join(names)}")
 

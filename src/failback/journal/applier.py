@@ -42,6 +42,8 @@ log = logs.get(__name__)
 GROUP_BYTES = 8 << 20
 FLUSH_SECONDS = 1.0
 FLUSH_BYTES = 256 << 20
+UNPROVEN_UNTIL = "unproven_until"
+"""Before this record is applied the disks may hold more than the catalogue says: the redo's tail was torn behind them."""
 
 
 @dataclass(slots=True)
@@ -68,6 +70,10 @@ class Target:
     def flush(self) -> None:
         for device in self.devices.values():
             device.flush()
+
+
+def is_unproven(catalogue: Catalogue, place: Applied) -> bool:
+    return place.ordinal < int(catalogue.get(UNPROVEN_UNTIL) or 0)
 
 
 class Applier:
@@ -179,7 +185,8 @@ class Applier:
             newest = max(
                 (entry.ordinal for entry in self._catalogue.points() if entry.ordinal > lost_until), default=-1
             )
-            if self.written.gap or self.written.ordinal <= max(newest, lost_until) or self._after_pass:
+            held_back = self.written.gap or self._after_pass or is_unproven(self._catalogue, self.written)
+            if held_back or self.written.ordinal <= max(newest, lost_until):
                 self.settle()
             else:
                 self._settle(PointKind.CRASH_CONSISTENT)

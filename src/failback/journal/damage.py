@@ -58,6 +58,8 @@ class Witness:
     epoch: int
     interval_id: int
     ordinal: int
+    life: int = 0
+    """How often the journal was opened to be applied: a copy from before the last time lacks undo that was written since."""
 
     def contradicts(self, found: Witness) -> str:
         """Why the journal found cannot be the one that was written last; empty when it may be."""
@@ -65,4 +67,6 @@ class Witness:
             return f"the journal is {found.incarnation}, but {self.incarnation} was written before"
         if (found.interval_id, found.ordinal) < (self.interval_id, self.ordinal):
             return f"the journal ends at record {found.ordinal} although {self.ordinal} was applied to the disks"
+        if found.life < self.life:
+            return f"the journal was opened {found.life} times, but disks were written after the {self.life}th"
         return ""

@@ -25,7 +25,7 @@ from failback.block.device import BlockDevice
 from failback.block.raw import storage_error, sync_directory
 from failback.errors import ConflictError, IntegrityError, NotFoundError, ProtocolError, StaleEpochError
 from failback.journal import last_write, lost_undo, merge, retention
-from failback.journal.applier import Applier, Target
+from failback.journal.applier import UNPROVEN_UNTIL, Applier, Target, is_unproven
 from failback.journal.catalogue import FORMAT, Applied, Catalogue, Interval, Mark
 from failback.journal.choosing import Lost, choose
 from failback.journal.damage import GAP, JOURNAL_REPLACED, REDO_DAMAGED, Damage, Witness, opens_a_pass
@@ -80,6 +80,8 @@ class Journal:
                                lambda: self.lost, self._undo_damaged)  # fmt: skip
         self.views = Views(viewed)
         self._damage: Damage | None = None
+        if self.redo.torn:
+            catalogue.set(UNPROVEN_UNTIL, self.redo.synced_ordinal + 1)
         self._open_damage()
         self._find_landed()
 
@@ -246,7 +248,12 @@ class Journal:
         """What a later look at this journal may not fall behind."""
         catalogue = self.catalogue
         applied = catalogue.applied.ordinal
-        return Witness(self.incarnation, int(catalogue.get("epoch")), catalogue.newest_interval(), applied)
+        life = int(catalogue.get("life") or 0)
+        return Witness(self.incarnation, int(catalogue.get("epoch")), catalogue.newest_interval(), applied, life)
+
+    def begin_life(self) -> None:
+        """Before disks are written again: a copy of this journal from now is an old one after the next time (D7)."""
+        self.catalogue.set("life", int(self.catalogue.get("life") or 0) + 1)
 
     # --- landing ----------------------------------------------------------------------------------------------------
 
@@ -402,6 +409,11 @@ class Journal:
                         ordinal = self.catalogue.applied.ordinal + 1
                         self._declare(Damage(self.landed.epoch, ordinal, REDO_DAMAGED, error.message))
                 raise
+
+    @property
+    def unproven(self) -> bool:
+        """The disks may hold more than was applied (of a record that is torn now): no point until the redo goes on."""
+        return is_unproven(self.catalogue, self.applied)
 
     @property
     def caught_up(self) -> bool:

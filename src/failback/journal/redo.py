@@ -50,6 +50,8 @@ class RedoLog:
         self._durable_bytes = 0
         self._appended_ordinal = 0
         self.synced_ordinal = 0
+        self.torn = False
+        """Opening cut a tail that was not whole: never acknowledged, or durable once and damaged since. Nothing tells which."""
         self._place = (0, 0, 0)  # (ordinal, its segment, offset): where the last reader stopped
         directory.mkdir(parents=True, exist_ok=True)
         self._open_segments()
@@ -62,6 +64,7 @@ class RedoLog:
         while self._segments:
             segment = self._segments[-1]
             self.synced_ordinal = self._appended_ordinal = self._cut_tail(segment)
+            self.torn = self.torn or segment.size_bytes < segment.path.stat().st_size
             if segment.size_bytes > 0:
                 self._fd = os.open(segment.path, os.O_RDWR | os.O_CLOEXEC)
                 os.fdatasync(self._fd)  # a killed process may have written records that it did not sync
@@ -92,6 +95,7 @@ class RedoLog:
             segment.size_bytes = 0
             return segment.first_ordinal - 1
         if good < segment.size_bytes:
+            self.torn = True
             with segment.path.open("rb+") as stream:
                 stream.truncate(good)
                 os.fsync(stream.fileno())

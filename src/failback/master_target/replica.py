@@ -116,6 +116,7 @@ class Replica:
         known = self._witness.read()
         if known is not None and self.journal.distrust(known):
             self.refresh_status()
+        self.journal.begin_life()
         self._witness.keep(self.journal.witness, now=True)
 
     def _reply(self, reply: DigestReply) -> None:
@@ -289,7 +290,10 @@ class Replica:
             landed_sequence=journal.landed.sequence,
             landed_ring=journal.landed.ring,
             applied_sequence=applied.sequence if applied.epoch == journal.epoch else 0,
-            consistent=applied.gap == "" and applied.epoch == journal.epoch and applied.sequence > 0,
+            consistent=applied.gap == ""
+            and applied.epoch == journal.epoch
+            and applied.sequence > 0
+            and not journal.unproven,
             gap=applied.gap,
             gaps=tuple(journal.gaps()[-_SHOWN_GAPS:]),
             points=tuple(journal.points()),

@@ -1,8 +1,9 @@
 """What a master target remembers of each journal in its own state directory (D7).
 
 A retention volume that was restored from an old copy looks whole, but the disks hold more than it knows. The file says how far
-the journal was: it is durable before the first overwrite of a new interval, and follows the applied position every few
-seconds. A journal that offers less is an old copy, and is refused even when every process server has forgotten it.
+the journal was: it is durable before the first overwrite of a new interval and after a start, and follows the applied
+position every few seconds. A journal that offers less is an old copy, and is refused even when every process server has
+forgotten it.
 """
 
 from __future__ import annotations

@@ -177,6 +177,13 @@ class Files:
             self._real["close"](descriptor)
         descriptors.clear()
 
+    def is_durable(self, directory: Path) -> None:
+        """All that lies there came with the disk that was put in."""
+        for folder, _, found in os.walk(directory):
+            self._names.pop(os.stat(folder).st_ino, None)
+            for status in (os.stat(os.path.join(folder, name)) for name in found):
+                self._synced[status.st_ino] = status.st_size
+
     def power_cut(self, directory: Path) -> None:
         """Everything below the directory that was not durable may be lost."""
         for folder, _, _ in os.walk(directory):

@@ -37,6 +37,7 @@ class Process:
         self.identity = identity
         self.alive = True
         self.fuse = 0
+        self.fuse_at = ""
         self.descriptors: set[int] = set()
         self.tasks: set[asyncio.Task[Any]] = set()
         """Those under way. Of a dead process they are kept for ever: collecting them would run their ``finally``."""

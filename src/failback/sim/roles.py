@@ -216,6 +216,7 @@ class MasterTarget:
         known = witness.read()
         if known is not None:
             journal.distrust(known)
+        journal.begin_life()
         witness.keep(journal.witness, now=True)
         journal.policy = ReplicationPolicy("simulated", crash_consistent_seconds=self._world.pace_seconds)
         journal.start(self._world.devices, self._reply)

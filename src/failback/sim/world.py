@@ -34,6 +34,7 @@ from failback.sim.loop import CURRENT, Killed, Process, SimulatedLoop, Stuck
 from failback.sim.network import Network
 from failback.sim.plane import SERVERS, Plane
 from failback.sim.roles import Agent, MasterTarget, ProcessServer
+from failback.sim.sabotage import Sabotage
 from failback.transport.identity import Identity, PeerIdentity
 
 ROLES = ("agent", *SERVERS, "master-target")
@@ -80,6 +81,7 @@ class World:
         self.judge = Judge({index: bytes(disk.content) for index, disk in self.raw_disks.items()})
         self.plane = Plane(self, random.Random(chance.getrandbits(64)))
         self.chaos = Chaos(self, random.Random(chance.getrandbits(64)), load_seconds, quiet=not faults)
+        self.sabotage = Sabotage(self, load_seconds if faults else 0.0)
         self.journal: Journal | None = None
         self.lives: dict[str, tuple[Process, Any]] = {}
         self.kills: dict[str, int] = {}
@@ -88,6 +90,8 @@ class World:
         self.rolling: Process | None = None
         """The master target's life in which a rollback is under way."""
         self.spools_lost: set[int] = set()
+        self.journals_lost: set[int] = set()
+        """Epochs in which the journal was damaged or restored from an old copy on purpose."""
         self._released_before: dict[tuple[int, int], int] = {}
         """Where a ring's consumer stood when an epoch's stream was first seen on it."""
         self._landed: dict[int, int] = {}
@@ -162,7 +166,9 @@ class World:
                 task.cancel()
 
     async def _story(self) -> None:
+        sabotage = asyncio.create_task(self.sabotage.run())
         await self.chaos.run()
+        await sabotage
         await self._heal()
         await self._last_look()
 
@@ -211,7 +217,7 @@ class World:
     def _passage(self, point: str) -> None:
         """A fault point is passed: the process's fuse burns down."""
         process = CURRENT.get()
-        if process is None or not process.fuse:
+        if process is None or not process.fuse or not point.startswith(process.fuse_at):
             return
         if not process.alive:
             raise Killed
@@ -226,9 +232,11 @@ class World:
         if name in self.lives and self.lives[name][0] is process:
             self.kill(name, power=self._power_of_fuse.pop(name, False))
 
-    def light_fuse(self, name: str, passages: int, *, power: bool) -> None:
+    def light_fuse(self, name: str, passages: int, *, power: bool, at: str = "") -> None:
+        """It dies at its so many-th passage of a fault point whose name begins so."""
         if name in self.lives:
             self.lives[name][0].fuse = passages
+            self.lives[name][0].fuse_at = at
             self._power_of_fuse[name] = power
 
     def kill(self, name: str, *, power: bool = False) -> None:
@@ -271,6 +279,13 @@ class World:
             shutil.rmtree(self.root / name)
             (self.root / name).mkdir()
             self.spools_lost.add(self.plane.state.epoch)
+
+    def journal_is_lost(self) -> None:
+        self.journals_lost.update(range(1, self.plane.state.epoch + 1))
+
+    def _is_trusted(self, journal: Journal | None, epoch: int) -> bool:
+        """The journal has what it acknowledged under this epoch."""
+        return journal is not None and journal.epoch == epoch and epoch not in self.journals_lost
 
     # --- watching ---------------------------------------------------------------------------------------------------
 
@@ -316,7 +331,7 @@ class World:
             journal = stream.known_incarnation()
             life = f"landed in life {self.kills.get('agent', 0)} of the agent"
             self.judge.never_back(life, epoch, journal, stream.landed_sequence)
-            if self.journal is not None and self.journal.epoch == epoch and journal == self.journal.incarnation:
+            if self._is_trusted(self.journal, epoch) and self.journal and journal == self.journal.incarnation:
                 self.judge.at_least("the journal", self.journal.landed.sequence, stream.landed_sequence, epoch)
             self._look_at_spools(epoch, stream.spooled_sequence)
             self._look_at_releases(stream)
@@ -359,7 +374,7 @@ class World:
             server = cast(ProcessServer | None, self.role(name))
             for stream in server.streams.all() if server is not None and server.streams is not None else ():
                 state = stream.spool.state
-                if stream.epoch == journal.epoch and state.incarnation == journal.incarnation:
+                if self._is_trusted(journal, stream.epoch) and state.incarnation == journal.incarnation:
                     self.judge.at_least("the journal", journal.landed.sequence, state.landed_sequence, stream.epoch)
 
     def _look_at_journal(self, journal: Journal) -> None:
@@ -377,7 +392,8 @@ class World:
             return
         self.judge.points(journal)
         replica = self.role("master-target").replica
-        if replica.clean and applier.written == applier.durable and not journal.catalogue.get("rollback_phase"):
+        follows = not journal.catalogue.get("rollback_phase") and not journal.unproven
+        if replica.clean and applier.written == applier.durable and follows:
             self.judge.applied(journal, {i: disk.content for i, disk in self.raw_disks.items()})
 
     def judge_prepared(self, journal: Journal, point: RecoveryPoint) -> None:
@@ -445,7 +461,8 @@ class World:
         self.look()
         assert self.journal is not None
         self.judge.points(self.journal, again=True)
-        self.judge.redo(self.journal)
+        if not self.journals_lost:
+            self.judge.redo(self.journal)
         if not any(point.epoch for point in self.journal.points()):
             raise Violation("no point was ever published")
         self.kill("master-target")
