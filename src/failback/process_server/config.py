@@ -22,7 +22,7 @@ class ProcessServerConfig:
     """Memory for items that arrive, over all links."""
     read_memory_bytes: int = 32 << 20
     """Memory for items read back from the spools, over all machines."""
-    recent_memory_bytes: int = 96 << 20
+    recent_memory_bytes: int = 128 << 20
     """Memory for items that arrived and have neither landed nor been spooled, over all machines."""
     log_level: str = "INFO"
     log_json: bool = False

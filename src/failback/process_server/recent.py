@@ -14,9 +14,10 @@ from collections.abc import Callable
 
 from failback.protocol.frames import RawItem
 
-SPOOL_AFTER_SECONDS = 0.5
-SPOOL_ABOVE_BYTES = 32 << 20
-"""A stream spools what is older, or when more than so much of it is neither landed nor spooled."""
+SPOOL_AFTER_SECONDS = 1.0
+SPOOL_ABOVE_BYTES = 64 << 20
+SPOOL_ABOVE_RING_BYTES = 24 << 20
+"""A stream spools what is older, or when more than so much of it, or of its machine's ring, is neither landed nor spooled."""
 
 
 class RecentMemory:
@@ -68,6 +69,7 @@ class RecentItems:
         self._items: deque[tuple[RawItem, float]] = deque()
         self._unspooled_bytes = 0
         self._spooled_sequence = 0
+        self._spooled_ring = 0
         memory.join(self)
 
     @property
@@ -77,6 +79,8 @@ class RecentItems:
 
     def add(self, items: list[RawItem]) -> None:
         now = time.monotonic()
+        if not self._unspooled_bytes:
+            self._spooled_ring = items[0].header.first_position
         for item in items:
             self._items.append((item, now))
             self._unspooled_bytes += len(item.buffer)
@@ -98,6 +102,7 @@ class RecentItems:
                 break
             if item.header.sequence > self._spooled_sequence:
                 self._unspooled_bytes -= len(item.buffer)
+                self._spooled_ring = item.header.end_position
         self._spooled_sequence = max(self._spooled_sequence, sequence)
         if self._memory.is_short:
             self._memory.make_room()
@@ -123,7 +128,9 @@ class RecentItems:
         """When the oldest unspooled item has to be spooled: 0 now, None: there is none."""
         if not self._unspooled_bytes:
             return None
-        if not master_target_linked or self._unspooled_bytes >= SPOOL_ABOVE_BYTES or self._memory.is_short:
+        ring_bytes = self._items[-1][0].header.end_position - self._spooled_ring
+        much = self._unspooled_bytes >= SPOOL_ABOVE_BYTES or ring_bytes >= SPOOL_ABOVE_RING_BYTES
+        if not master_target_linked or much or self._memory.is_short:
             return 0.0
         arrived = next(at for item, at in self._items if item.header.sequence > self._spooled_sequence)
         return max(0.0, arrived + SPOOL_AFTER_SECONDS - time.monotonic())

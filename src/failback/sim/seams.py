@@ -95,7 +95,8 @@ def installed(
         (applier, "GROUP_BYTES", chance.choice((1 << 14, 1 << 18, 8 << 20))),
         (spool, "_KEPT_SEGMENT_BYTES", chance.choice((1 << 12, 1 << 20))),
         (recent, "SPOOL_AFTER_SECONDS", late.choice((0.0, 0.05, 0.5, 5.0))),
-        (recent, "SPOOL_ABOVE_BYTES", late.choice((1 << 14, 1 << 18, 32 << 20))),
+        (recent, "SPOOL_ABOVE_BYTES", late.choice((1 << 14, 1 << 18, 64 << 20))),
+        (recent, "SPOOL_ABOVE_RING_BYTES", late.choice((1 << 14, 1 << 18, 24 << 20))),
     ]
     with ExitStack() as stack:
         for owner, name, value in replaced:
