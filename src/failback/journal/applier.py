@@ -26,7 +26,8 @@ from failback.journal import last_write, lost_undo, pacing
 from failback.journal.catalogue import Applied, Catalogue, Interval, Mark
 from failback.journal.damage import REDO_DAMAGED
 from failback.journal.digests import compare
-from failback.journal.redo import RedoLog, RedoRecord
+from failback.journal.recent_redo import RedoRecord
+from failback.journal.redo import RedoLog
 from failback.journal.undo import EMPTY, Preserver, UndoDamagedError, UndoFile, UndoFolder
 from failback.model.ids import MachineId, PointId, new_id
 from failback.model.points import PointKind, RecoveryPoint
@@ -164,6 +165,7 @@ class Applier:
                 self._compare(group.last)
             else:
                 self._write(group)
+            self._redo.applied(self.written.ordinal)
             decision = group.decisions[-1] if group.decisions else None
             due = time.monotonic() - self._flushed_at >= FLUSH_SECONDS or self._unflushed_bytes >= FLUSH_BYTES
             if decision is not None and decision.point is not None:
@@ -198,7 +200,7 @@ class Applier:
             for record in self._redo.read_after(self.written.ordinal, self.up_to):
                 header = record.item.header
                 if header.type is FrameType.DIGESTS:
-                    record.item.verify()
+                    _prove(record)
                     if not group.records:
                         group.records.append(record)
                     break
@@ -331,6 +333,7 @@ class Applier:
         log.info("recovery point published", point=point_id, kind=kind.value, sequence=written.sequence)
 
     def close(self) -> None:
+        self._redo.applied(self._redo.synced_ordinal)
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -352,9 +355,14 @@ class Payloads:
         return self._parts[index][place : place + length]
 
 
+def _prove(record: RedoRecord) -> None:
+    if not record.proven:
+        record.item.verify()
+
+
 def decode(record: RedoRecord) -> Batch:
     """The record's batch, checksums verified. Raises IntegrityError naming the record."""
-    record.item.verify()
+    _prove(record)
     batch = record.item.decode()
     if not isinstance(batch, Batch):
         raise IntegrityError(f"redo record {record.ordinal} is no batch", code=REDO_DAMAGED)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from failback.errors import ConflictError, IntegrityError, NotFoundError, ProtocolError
 from failback.journal.catalogue import CataloguedPoint
-from failback.journal.redo import RedoLog, RedoRecord
+from failback.journal.recent_redo import RedoRecord
+from failback.journal.redo import RedoLog
 from failback.journal.rollback import Destination
 from failback.model.ids import PointId, new_id
 from failback.model.points import PointChoice, PointKind, PointSelector, RecoveryPoint

@@ -19,6 +19,7 @@ from pathlib import Path
 from failback.block.raw import storage_error, sync_directory
 from failback.errors import FailbackError, IntegrityError, OutOfSpaceError
 from failback.journal import format as layout
+from failback.journal.recent_redo import RecentRedo, RedoRecord
 from failback.protocol.items import RawItem
 from failback.runtime import faults
 
@@ -28,12 +29,6 @@ class _Segment:
     path: Path
     first_ordinal: int
     size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class RedoRecord:
-    ordinal: int
-    item: RawItem
 
 
 class RedoLog:
@@ -53,6 +48,7 @@ class RedoLog:
         self.torn = False
         """Opening cut a tail that was not whole: never acknowledged, or durable once and damaged since. Nothing tells which."""
         self._place = (0, 0, 0)  # (ordinal, its segment, offset): where the last reader stopped
+        self._recent = RecentRedo()
         directory.mkdir(parents=True, exist_ok=True)
         self._open_segments()
 
@@ -124,6 +120,8 @@ class RedoLog:
         with self._lock:
             segment.size_bytes += size
             self._appended_ordinal = ordinal
+        if item.proven:
+            self._recent.add(RedoRecord(ordinal, item, proven=True))
         faults.point("journal.after_append")
         return ordinal
 
@@ -175,6 +173,7 @@ class RedoLog:
     def _cut_back(self) -> None:
         """Forget what was appended since the last sync: the kernel may have dropped it and call the pages clean."""
         segment = self._segments[-1]
+        self._recent.forget_after(self.synced_ordinal)
         os.ftruncate(self._fd, self._durable_bytes)
         with self._lock:
             segment.size_bytes = max(self._durable_bytes, 0)
@@ -197,11 +196,16 @@ class RedoLog:
         """
         wanted = ordinal + 1
         while wanted <= (last := self._last(up_to)):
+            recent = self._recent.get(wanted)
+            if recent is not None:
+                yield recent
+                wanted += 1
+                continue
             segment = self._segment_of(wanted)
             with segment.path.open("rb") as stream:
                 known, first, offset = self._place
                 stream.seek(offset if (known, first) == (wanted, segment.first_ordinal) else layout.FILE_HEADER_BYTES)
-                while wanted <= last:
+                while wanted <= last and self._recent.get(wanted) is None:
                     head = stream.read(layout.REDO_RECORD_BYTES)
                     if not head and wanted > segment.first_ordinal:
                         break  # the next segment goes on
@@ -217,6 +221,10 @@ class RedoLog:
                     self._place = (wanted + 1, segment.first_ordinal, stream.tell())
                     yield RedoRecord(wanted, RawItem.from_buffer(frame))
                     wanted += 1
+
+    def applied(self, ordinal: int) -> None:
+        """Records up to there are written to the disks: they need not be in memory any more."""
+        self._recent.forget_up_to(ordinal)
 
     def _last(self, up_to: int | None) -> int:
         return self.synced_ordinal if up_to is None else min(self.synced_ordinal, up_to)
@@ -271,6 +279,7 @@ class RedoLog:
 
     def cut_after(self, ordinal: int) -> None:
         """Remove every record behind ``ordinal``; the next one appended follows it. Nobody reads meanwhile. May be repeated."""
+        self._recent.forget_after(ordinal)
         if self._appended_ordinal <= ordinal:
             return
         with self._lock:
@@ -292,6 +301,7 @@ class RedoLog:
 
     def restart_after(self, ordinal: int) -> None:
         """Remove every record; the next one appended follows ``ordinal``."""
+        self._recent.forget_after(0)
         for segment in reversed(self._segments):
             segment.path.unlink(missing_ok=True)
         self._forget([])

@@ -18,6 +18,7 @@ from failback.errors import ConfigurationError, IntegrityError, ProtocolError
 from failback.model.ids import MachineId, PassId
 from failback.protocol import layout
 from failback.protocol.extents import EXTENT
+from failback.protocol.frame_memory import FrameMemory
 from failback.protocol.items import (
     Buffer,
     FrameHeader,
@@ -68,6 +69,7 @@ _CONTROL_CLASSES = {frame_type: cls for cls, frame_type in _CONTROL_TYPES.items(
 _ONLY_WHEN_FILLED = ("features",)
 """Fields that came after the first release: left out when empty, so that the bytes of the first stay what they were."""
 _STAGING_BYTES = 64 << 10
+_memory = FrameMemory(48 << 20)
 
 
 # --- encoding ---------------------------------------------------------------------------------------------------------
@@ -196,7 +198,7 @@ class Decoder:
         """Where the next bytes belong; call ``received`` with how many were put there."""
         if self._header is not None:
             if not self._filled:
-                self._frame = memoryview(bytearray(self._header.total_bytes))
+                self._frame = _memory.take(self._header.total_bytes)
                 self._frame[: self._staged] = self._staging[: self._staged]
                 self._filled, self._staged = self._staged, 0
             return self._frame[self._filled :]
@@ -269,8 +271,8 @@ class Decoder:
         assert header is not None
         self._header, self._item, self._frame, self._filled = None, None, memoryview(b""), 0
         if item is not None:
-            raw = RawItem(item, frame.toreadonly())
-            raw.verify()
+            RawItem(item, frame).verify()
+            raw = RawItem(item, frame.toreadonly(), proven=True)
             return raw if self._raw_items else raw.decode()
         return _decode_control(header, frame)
 

@@ -12,7 +12,7 @@ payload. :meth:`RawItem.decode` gives the message to whoever applies it. Nothing
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import xxhash
 
@@ -78,10 +78,12 @@ class ItemHeader:
 
 @dataclass(frozen=True, slots=True)
 class RawItem:
-    """One item's whole frame; ``buffer`` is exactly ``header.total_bytes`` long."""
+    """One item's whole frame; ``buffer`` is exactly ``header.total_bytes`` long. ``proven``: its checksums were verified when it
+    was received, and it has been in memory since."""
 
     header: ItemHeader
     buffer: memoryview
+    proven: bool = field(default=False, compare=False)
 
     @staticmethod
     def from_buffer(frame: Buffer) -> RawItem:

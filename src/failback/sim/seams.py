@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from failback.journal import applier, journal
+from failback.journal import applier, journal, recent_redo
 from failback.journal import format as journal_format
 from failback.mobility import comparing, passes, stream
 from failback.mobility.capture import libbpf, rereading, session
@@ -93,6 +93,8 @@ def installed(
         (passes, "CHUNK_BLOCKS", chance.choice((1, 3, 512))),
         (journal_format, "REDO_SEGMENT_BYTES", chance.choice((1 << 14, 1 << 18, 64 << 20))),
         (applier, "GROUP_BYTES", chance.choice((1 << 14, 1 << 18, 8 << 20))),
+        (recent_redo, "SHARED", recent_redo.RedoMemory()),
+        (recent_redo, "LIMIT_BYTES", late.choice((0, 1 << 16, 64 << 20))),
         (spool, "_KEPT_SEGMENT_BYTES", chance.choice((1 << 12, 1 << 20))),
         (recent, "SPOOL_AFTER_SECONDS", late.choice((0.0, 0.05, 0.5, 5.0))),
         (recent, "SPOOL_ABOVE_BYTES", late.choice((1 << 14, 1 << 18, 64 << 20))),
