@@ -35,9 +35,11 @@ from failback.model.components import (
     ReplicaStatus,
     Role,
     SyncProgress,
+    ViewExport,
+    ViewStatus,
 )  # fmt: skip
 from failback.model.ids import DiskId, MachineId, PassId, PointId
-from failback.model.points import PointKind, RecoveryPoint
+from failback.model.points import Gap, PointKind, RecoveryPoint
 from failback.runtime import records
 from failback.runtime.clock import SystemClock
 
@@ -62,6 +64,7 @@ BEGINNING: dict[str, Any] = {
     "points": [],
     "agent": {"epoch": 0, "pass_id": "", "ticks": 0, "frozen": "", "capture": "idle"},
     "missing": [],
+    "views": {},
     "results": {},
     "log": [],
     "violations": [],
@@ -332,8 +335,10 @@ class Components:
         replica = ReplicaStatus(
             MachineId(MACHINE), state["replica"], state["replica_epoch"], "incarnation-1", 99, 1, 1, done, points=points,
             problem=self._problem("replica problem", state["replica_epoch"]),
+            gaps=tuple(Gap(*gap) for gap in state["knobs"].get("gaps", ())),
         )  # fmt: skip
-        return MasterTargetStatus(replicas=(replica,))
+        views = tuple(records.decode(view, ViewStatus) for view in state["views"].values())
+        return MasterTargetStatus(replicas=(replica,), views=views)
 
     def _master_target_order(self, state: dict[str, Any], order: Order) -> dict[str, Any]:
         def become(name: str) -> None:
@@ -353,6 +358,8 @@ class Components:
             return encoded
         if order.kind == kinds.PREPARE_POINT:
             return self._prepared(state, order, become)
+        if order.kind in (kinds.OPEN_VIEW, kinds.CLOSE_VIEW):
+            return self._viewed(state, order)
         if order.kind == kinds.DETACH_REPLICA and state["replica"] == "none":
             raise NotFoundError("no such replica")
         if order.kind == kinds.DETACH_REPLICA:
@@ -362,6 +369,25 @@ class Components:
         become({kinds.RELEASE_REPLICA: "released", kinds.RESUME_REPLICA: "attached", kinds.COMMIT_POINT: "committed",
                 kinds.DETACH_REPLICA: "none"}[order.kind])  # fmt: skip
         return {}
+
+    def _viewed(self, state: dict[str, Any], order: Order) -> dict[str, Any]:
+        if order.kind == kinds.CLOSE_VIEW:
+            if order.arguments["view_id"] in state["views"]:
+                state["views"][order.arguments["view_id"]]["ended"] = "closed"
+            return {}
+        asked = records.decode(order.arguments, kinds.OpenView)
+        chosen = asked.choice.value or state["points"][-1][0]
+        kind, epoch = next((kind, epoch) for point, kind, epoch in state["points"] if point == chosen)
+        now = time.time_ns()
+        view = ViewStatus(
+            asked.view_id, asked.replica_of, RecoveryPoint(PointId(chosen), asked.replica_of, PointKind(kind), 7, epoch, 1, 1),
+            asked.writable, now, now + int(asked.lease_seconds * 1e9),
+            (ViewExport(DiskId("disk-0"), 0, 1 << 20, f"nbd+unix:///0?socket=/run/{asked.view_id}.sock"),),
+            quota_bytes=asked.quota_bytes,
+        )  # fmt: skip
+        state["views"][asked.view_id] = records.encode(view)
+        encoded: dict[str, Any] = state["views"][asked.view_id]
+        return encoded
 
     def _prepared(self, state: dict[str, Any], order: Order, become: Callable[[str], None]) -> dict[str, Any]:
         mark, choice = order.arguments["after_mark"], order.arguments["choice"]

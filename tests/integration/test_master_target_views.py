@@ -57,7 +57,7 @@ async def _open(site: Site, choice: PointChoice, view_id: str = "", **fields: An
 
 
 async def _close(site: Site, view: ViewStatus) -> None:
-    await site.order(orders.CLOSE_VIEW, orders.CloseView(view.view_id, MACHINE))
+    await site.order(orders.CLOSE_VIEW, orders.CloseView(view.view_id))
 
 
 async def _run(*command: str, status: int = 0) -> str:

@@ -93,6 +93,9 @@ class Api:
         """The decoded answer of a POST below ``/components/v1``, which lies outside of the vault."""
         return self._send("POST", path, None, body, below="/components/v1").json()
 
+    def delete(self, path: str) -> None:
+        self._send("DELETE", path, None, None)
+
     def start(self, path: str, body: Any = None) -> str:
         """Begin a long-running operation; returns the id of its job."""
         answer = self._send("POST", path, None, body)

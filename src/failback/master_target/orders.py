@@ -134,7 +134,7 @@ class Orders:
     async def open_view(self, order: Order, progress: ReportProgress) -> dict[str, Any]:
         """Takes no turn of the machine's: a failback waits for no view, and a view for no failback."""
         arguments = records.decode(order.arguments, orders.OpenView, order.kind)
-        replica = self._replicas.find(arguments.machine_id)
+        replica = self._replicas.find(arguments.replica_of)
         loop = asyncio.get_running_loop()
 
         def report(done: int, total: int) -> None:

@@ -91,7 +91,7 @@ class ServedViews:
 
     def open(self, arguments: orders.OpenView, replica: Replica, progress: Callable[[int, int], None]) -> ViewStatus:
         """Open the view, or give the one of this id another lease. Raises what :meth:`Views.open` does."""
-        machine_id = arguments.machine_id
+        machine_id = arguments.replica_of
         expires = self._clock.wall_ns() + int(min(arguments.lease_seconds, LONGEST_LEASE_SECONDS) * 1e9)
         with self._opening.setdefault(machine_id, threading.Lock()):
             with self._lock:
@@ -143,7 +143,7 @@ class ServedViews:
             for disk in replica.journal.catalogue.disks
         )
         status = ViewStatus(
-            view_id=arguments.view_id, machine_id=arguments.machine_id, point=opened.point, writable=arguments.writable,
+            view_id=arguments.view_id, machine_id=arguments.replica_of, point=opened.point, writable=arguments.writable,
             opened_wall_ns=self._clock.wall_ns(), expires_wall_ns=expires_wall_ns, exports=exports,
             remote_port=self._remote_port, quota_bytes=quota_bytes if arguments.writable else 0,
         )  # fmt: skip

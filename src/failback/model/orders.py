@@ -137,10 +137,13 @@ class ReplicaOrder:
 
 @dataclass(frozen=True, slots=True)
 class OpenView:
-    """Serve a point by NBD until closed or the lease is over; again with the same id: a new lease. Result: ViewStatus."""
+    """Serve a point by NBD until closed or the lease is over; again with the same id: a new lease. Result: ViewStatus.
+
+    No job owns it, so it is not fenced by the machine's generation (which goes by an argument ``machine_id``).
+    """
 
     view_id: str
-    machine_id: MachineId
+    replica_of: MachineId
     choice: PointChoice
     writable: bool = False
     lease_seconds: float = 14400.0
@@ -151,4 +154,3 @@ class OpenView:
 @dataclass(frozen=True, slots=True)
 class CloseView:
     view_id: str
-    machine_id: MachineId

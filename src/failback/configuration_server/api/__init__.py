@@ -35,6 +35,7 @@ def arm_router(services: Services) -> APIRouter:
         readiness,
         recovery_points,
         replication_groups,
+        views,
     )
     from failback.configuration_server.api.arm import VAULT
     from failback.configuration_server.api.faults import FaultRoute
@@ -47,6 +48,7 @@ def arm_router(services: Services) -> APIRouter:
         protected_items,
         recovery_points,
         replication_groups,
+        views,
         readiness,
         jobs,
         policies,

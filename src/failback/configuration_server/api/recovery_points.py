@@ -1,4 +1,7 @@
-"""``recoveryPoints`` of an item, newest first: what a failback may go back to. Abandoned points are marked, not hidden."""
+"""``recoveryPoints`` of an item, newest first: what a failback may go back to. Abandoned points are marked, not hidden.
+
+``gaps`` (ours) are the stretches between them in which no point could be made, with the cause.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from failback.configuration_server.api.item_shape import ITEM_TYPE
 from failback.configuration_server.api.item_view import item_row
 from failback.configuration_server.api.services import Services
 from failback.configuration_server.database import groups
-from failback.configuration_server.database.points import points_of
+from failback.configuration_server.database.points import GapRow, gaps_of, points_of
 from failback.errors import NotFoundError
 from failback.model.points import PointKind, RecoveryPoint
 
@@ -36,6 +39,15 @@ def router(services: Services) -> APIRouter:
                 return _point(vault, name, point, point_id in common)
         raise NotFoundError(f"{name} has no recovery point {point_id!r}", remedy=f"failback points {name}")
 
+    @routes.get("/replicationProtectedItems/{item}/gaps")
+    async def list_gaps(vault: VaultOf, item: ItemName) -> dict[str, Any]:
+        def look(session: Any) -> tuple[str, list[GapRow]]:
+            row = item_row(session, item)
+            return row.name, gaps_of(session, row.item_id)
+
+        name, gaps = await services.database.look(look)
+        return listed(_gap(vault, name, gap) for gap in gaps)
+
     async def _points(item: str) -> tuple[str, list[RecoveryPoint], set[str]]:
         """With the ids of those which are points of a replication group too."""
 
@@ -47,6 +59,16 @@ def router(services: Services) -> APIRouter:
         return await services.database.look(look)
 
     return routes
+
+
+def _gap(vault: Vault, item_name: str, gap: GapRow) -> dict[str, Any]:
+    properties = {
+        "cause": gap.cause,
+        "started": timestamp(gap.started_wall_ns),
+        "ended": timestamp(gap.ended_wall_ns) if gap.ended_wall_ns else None,
+    }
+    resource = f"{vault.item(item_name)}/gaps/{gap.cause}-{gap.started_wall_ns}"
+    return envelope(resource, f"{ITEM_TYPE}/gaps", properties)
 
 
 def _point(vault: Vault, item_name: str, point: RecoveryPoint, is_common: bool) -> dict[str, Any]:

@@ -1,0 +1,87 @@
+"""``failback view`` and the gaps in ``failback points``, as a user runs them against a real server."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from api_client import ITEM, SiteProcess
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SiteProcess]:
+    with SiteProcess(tmp_path_factory.mktemp("views")) as running:
+        _failback(running, "item", "import", "ledger", "--on-premises", "home-vm", "--cloud", "cloud:cloud-vm")
+        yield running
+
+
+def _failback(site: SiteProcess, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+    settings = {
+        "FAILBACK_SERVER": site.url, "FAILBACK_CA_FILE": str(site.ca_file), "FAILBACK_TOKEN_FILE": str(site.token_file),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "failback", *arguments], capture_output=True, text=True, timeout=90, stdin=subprocess.DEVNULL,
+        env={**os.environ, "HOME": str(site.directory), **settings}, check=False,
+    )  # fmt: skip
+    assert done.returncode == status, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def _eventually(look: Any, seconds: float = 30.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    return found
+
+
+def test_views_and_gaps(site: SiteProcess) -> None:
+    refused = _failback(site, "view", "open", "ledger", status=4)
+    assert "no replica" in refused.stderr and "reprotect" in refused.stderr
+    assert "no views" in _failback(site, "view", "list", "ledger").stderr
+    _failback(
+        site, "reprotect", "ledger", "--process-server", "process-server-1", "--master-target", "master-target-1",
+        "--retention-volume", "retention", "--datastore", "store", "--yes",
+    )  # fmt: skip
+    points = json.loads(_failback(site, "points", "ledger", "--json").stdout)
+    oldest = points[-1]["name"]
+    opened = _failback(
+        site, "view", "open", "ledger", "--point", oldest, "--lease", "30m", "--writable", "--quota", "2G"
+    )
+    assert f"point   {oldest}" in opened.stdout and "nbd+unix:///0?socket=" in opened.stdout
+    assert "nbdcopy" in opened.stderr
+    (listed,) = _eventually(lambda: json.loads(_failback(site, "view", "list", "ledger", "--json").stdout))
+    own = listed["properties"]
+    assert (own["state"], own["writable"], own["quotaBytes"], own["recoveryPointId"]) == ("Open", True, 2 << 30, oldest)
+    assert site.call("GET", f"{ITEM}/views/{listed['name']}")[1]["properties"] == own
+    renewed = _failback(site, "view", "open", "ledger", "--point", oldest, "--view", listed["name"], "--json")
+    assert json.loads(renewed.stdout)["name"] == listed["name"]
+    assert "open until" in _failback(site, "view", "list", "ledger").stdout
+    _failback(site, "view", "close", "ledger", listed["name"])
+    _eventually(lambda: "ended: closed" in _failback(site, "view", "list", "ledger").stdout)
+    assert "no size" in _failback(site, "view", "open", "ledger", "--quota", "much", status=2).stderr
+    assert site.call("PUT", f"{ITEM}/views/not-a-uuid", {})[0] == 400
+    assert site.call("GET", f"{ITEM}/views/{uuid.uuid4()}")[0] == 404
+    audited = (Path(site.directory) / "log").read_text()
+    assert "Traceback" not in audited
+
+    began = 1_800_000_000_000_000_000
+    site.sites.knob("gaps", [["OVERFLOW", began, began + 10**10], ["SYNC", began + 10**12, 0]])
+    shown = _eventually(
+        lambda: (out := _failback(site, "points", "ledger").stdout) and "gap: SYNC" in out and out.splitlines()
+    )
+    rows = [line.split("\t") for line in shown]
+    assert rows[1][3:] == ["gap: SYNC", "still open"]  # the newest row
+    assert rows[2][1] == "2027-01-15T08:00:00Z" and rows[2][3:] == ["gap: OVERFLOW", "until 2027-01-15T08:00:10Z"]
+    gaps = json.loads(_failback(site, "point", "gaps", "ledger", "--json").stdout)
+    assert [gap["properties"]["cause"] for gap in gaps] == ["SYNC", "OVERFLOW"]
+    assert gaps[0]["properties"]["ended"] is None
+    assert "OVERFLOW" in _failback(site, "point", "gaps", "ledger").stdout
