@@ -56,7 +56,7 @@ def served(tmp_path: Path) -> set[str]:
 def test_every_route_is_documented_and_every_documented_route_is_served(tmp_path: Path) -> None:
     text = (REFERENCE / "api.md").read_text(encoding="utf-8")
     documented = set()
-    for method, paths in re.findall(r"^\| (GET|PUT|POST|DELETE) \| (.*?) \|", text, re.MULTILINE):
+    for method, paths in re.findall(r"^\| (GET|PUT|POST|PATCH|DELETE) \| (.*?) \|", text, re.MULTILINE):
         for path in re.findall(r"`([^`]+)`", paths):
             long = "/replicationJobs/{job_id}" + path.removeprefix("…") if path in ("…/restart", "…/resume") else path
             documented.add(f"{method} {long}")

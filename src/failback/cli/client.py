@@ -84,6 +84,9 @@ class Api:
     def put(self, path: str, body: Any) -> Any:
         return self._send("PUT", path, None, body).json()
 
+    def patch(self, path: str, body: Any) -> Any:
+        return self._send("PATCH", path, None, body).json()
+
     def post(self, path: str, body: Any = None) -> Any:
         """The decoded answer; None when there is no body."""
         answer = self._send("POST", path, None, body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
 import typer
@@ -132,7 +133,8 @@ def show(name: ItemName, as_json: AsJson = False) -> None:
             ("retention", own["retentionVolume"] or "-"),
             ("recovery points", f"{own['recoveryPoints']}, newest {moment(details['retentionWindowEnd'])}"),
             ("rpo", duration(details["rpoInSeconds"])),
-            ("lag", f"p50 {lag['p50']:.0f} ms, p99 {lag['p99']:.0f} ms" if lag else "-"),
+            ("lag", (f"p50 {lag['p50']:.0f} ms, p99 {lag['p99']:.0f} ms" if lag else "-") + _held_back(own["bandwidth"])),
+            ("bandwidth", _bandwidth(own["bandwidth"])),
             ("changed / sent", f"{size(own['bytesChanged'])} / {size(own['bytesSent'])}"),
             ("waiting", f"{size(own['stream']['backlogBytes'])} at the machine, {size(own['stream']['spooledBytes'])} spooled"),
             ("gap", own["gap"] or "none"),
@@ -143,6 +145,60 @@ def show(name: ItemName, as_json: AsJson = False) -> None:
         if error["recommendedAction"]:
             tell(f"  what to do: {error['recommendedAction']}")
     _print_disks(item)
+
+
+def _held_back(bandwidth: dict[str, Any]) -> str:
+    if not bandwidth["heldBack"]:
+        return ""
+    return f", held back by the bandwidth limit of {size(bandwidth['nowBytesPerSecond'])}/s"
+
+
+def _bandwidth(bandwidth: dict[str, Any]) -> str:
+    windows = "; ".join(bandwidth["schedule"])
+    text = "no limit" if bandwidth["limit"] == "none" else str(bandwidth["limit"])
+    if windows:
+        text += f"; {windows} ({bandwidth['timeZone']})"
+    return f"{text}; {bandwidth['problem']}" if bandwidth["problem"] else text
+
+
+@app.command("set")
+def set_up(
+    name: ItemName,
+    bandwidth_limit: Annotated[
+        str | None, typer.Option(metavar="RATE", help="At most so much on each link: 50MB/s, 100Mbit/s; none ends it.")
+    ] = None,
+    bandwidth_schedule: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WINDOW", help='Another limit at times: "mon-fri 08:00-18:00 10MB/s". Several; none ends all.'
+        ),
+    ] = None,
+    time_zone: Annotated[
+        str | None,
+        typer.Option(help="Whose wall time windows mean, e.g. Europe/Berlin. At first: that of this machine."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change how an item replicates. A limit is in force within seconds, and its stream is not interrupted."""
+    wanted: dict[str, Any] = {"limit": bandwidth_limit, "timeZone": time_zone}
+    if bandwidth_schedule is not None:
+        wanted["schedule"] = [] if bandwidth_schedule == ["none"] else bandwidth_schedule
+    with server() as api:
+        if bandwidth_schedule is not None and time_zone is None:
+            before = api.get(f"{ITEMS}/{name}")["properties"]["providerSpecificDetails"]["failback"]["bandwidth"]
+            wanted["timeZone"] = before["timeZone"] if before["schedule"] else _own_time_zone()
+        details = {"instanceType": "FailbackSettings", "bandwidth": wanted}
+        item = api.patch(f"{ITEMS}/{name}", {"properties": {"providerSpecificDetails": details}})
+    if as_json:
+        print_json(item)
+    else:
+        tell(f"{name}: bandwidth {_bandwidth(item['properties']['providerSpecificDetails']['failback']['bandwidth'])}")
+
+
+def _own_time_zone() -> str:
+    """The IANA name behind /etc/localtime; UTC where that does not tell."""
+    _, found, name = os.path.realpath("/etc/localtime").partition("/zoneinfo/")
+    return name if found and name not in ("Etc/UTC", "") else "UTC"
 
 
 def _print_disks(item: dict[str, Any]) -> None:

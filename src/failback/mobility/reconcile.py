@@ -28,11 +28,13 @@ from failback.mobility.memory import MemoryFile
 from failback.mobility.selftest import self_test_without_capture
 from failback.mobility.stream import Stream
 from failback.model import orders
+from failback.model.bandwidth import NO_LIMIT
 from failback.model.components import DiskFacts, MobilityAssignment, MobilityStatus, Order
 from failback.model.orders import Probe, ProbeResult, SelfTestResult
 from failback.runtime import logs, records
 from failback.transport.https import HttpsClient
 from failback.transport.identity import Identity
+from failback.transport.limits import Pacer
 
 log = logs.get(__name__)
 
@@ -70,6 +72,7 @@ class Reconciler:
         self._devices: dict[int, str] = {}
         self._disks: tuple[DiskFacts, ...] = ()
         self._firmware = facts.firmware()
+        self._pacer = Pacer()
         self._ended: tuple[int, str] = (0, "")
         """The epoch whose stream cannot go on, and why."""
         self._leases = Leases(config, self._memory, self._running, changed)
@@ -86,6 +89,8 @@ class Reconciler:
             and known.epoch == assignment.epoch
         ):
             assignment = replace(assignment, process_server=known.process_server)
+        self._pacer.limit = assignment.bandwidth  # needs no other stream
+        assignment = replace(assignment, bandwidth=NO_LIMIT)
         if assignment != self._wanted:
             self._wanted = assignment
             self._news.set()
@@ -118,6 +123,7 @@ class Reconciler:
             landed_ring=stream.landed_ring, backlog_bytes=stream.backlog_bytes, bytes_changed=stream.bytes_changed,
             bytes_sent=stream.bytes_sent, lag=stream.figures(), gap=stream.gap, freeze=basic.freeze,
             linked=stream.linked, firmware=self._firmware, problem=self._problem(stream),
+            bandwidth=self._pacer.figures(),
         )  # fmt: skip
 
     def _problem(self, stream: Stream) -> str:
@@ -255,7 +261,7 @@ class Reconciler:
         self._stream = Stream(
             session, self._thread, wanted, devices=self._devices, identity=self._identity, memory=self._memory,
             compression=self._config.compression, window_bytes=self._config.unacknowledged_megabytes << 20,
-            changed=self._changed,
+            changed=self._changed, pace=self._pacer.pace,
         )  # fmt: skip
         if self._earlier is not None:
             self._stream.carry_on(self._earlier)

@@ -46,6 +46,7 @@ from failback.model.stream import GapCause, MarkKind
 from failback.protocol.messages import Batch, DigestReply, Welcome
 from failback.runtime import logs
 from failback.transport.identity import Identity
+from failback.transport.limits import Pace
 
 log = logs.get(__name__)
 T = TypeVar("T")
@@ -68,7 +69,7 @@ class Stream:
 
     def __init__(self, session: CaptureSession, thread: ThreadPoolExecutor, assignment: MobilityAssignment, *,
                  devices: dict[int, str], identity: Identity, memory: MemoryFile, compression: Compression,
-                 window_bytes: int, changed: Callable[[], None]) -> None:  # fmt: skip
+                 window_bytes: int, changed: Callable[[], None], pace: Pace | None = None) -> None:  # fmt: skip
         self.assignment = assignment
         self.lag = LagHistogram()
         self.bytes_changed = 0
@@ -83,7 +84,7 @@ class Stream:
         self._changed = changed
         self._wake = asyncio.Event()
         self._upstream = Upstream(
-            assignment, identity, memory, window_bytes=window_bytes, wake=self._wake.set, changed=changed
+            assignment, identity, memory, window_bytes=window_bytes, wake=self._wake.set, changed=changed, pace=pace
         )
         self._comparing = Comparing(session, memory, assignment, devices, call=self._call, wake=self._wake.set)
         self._outstanding = Outstanding(0, 0)

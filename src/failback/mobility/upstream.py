@@ -21,6 +21,7 @@ from failback.protocol.connection import journal_replaced
 from failback.protocol.layout import VERSION
 from failback.protocol.messages import Ack, DigestReply, Hello, StreamDisk, Welcome
 from failback.transport.identity import Identity
+from failback.transport.limits import Pace
 from failback.transport.sender import HeldItems, StreamSender
 
 
@@ -28,7 +29,7 @@ class Upstream:
     """``items`` takes what is to be sent; ``sender`` sends it; ``welcome`` is done at the first Welcome."""
 
     def __init__(self, assignment: MobilityAssignment, identity: Identity, memory: MemoryFile, *, window_bytes: int,
-                 wake: Callable[[], None], changed: Callable[[], None]) -> None:  # fmt: skip
+                 wake: Callable[[], None], changed: Callable[[], None], pace: Pace | None = None) -> None:  # fmt: skip
         assert assignment.process_server is not None
         self.problem = ""
         self.acks: deque[tuple[Ack, int]] = deque()
@@ -39,7 +40,12 @@ class Upstream:
         self.items = HeldItems(self._hello, limit_bytes=window_bytes, on_welcome=self._on_welcome, on_ack=self._on_ack,
                                on_digest_reply=self._on_reply, on_refused=self._on_refused)  # fmt: skip
         self.sender = StreamSender(
-            assignment.process_server, identity, self.items, expect=Role.PROCESS_SERVER, window_bytes=window_bytes
+            assignment.process_server,
+            identity,
+            self.items,
+            expect=Role.PROCESS_SERVER,
+            window_bytes=window_bytes,
+            pace=pace,
         )
         self._assignment = assignment
         self._memory = memory

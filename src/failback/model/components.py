@@ -11,6 +11,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import Any
 
+from failback.model.bandwidth import NO_LIMIT, BandwidthFigures, BandwidthLimit
 from failback.model.ids import ComponentId, DiskId, GroupId, MachineId, OrderId, PassId
 from failback.model.points import Gap, RecoveryPoint, ReplicaDisk
 from failback.model.policy import ReplicationPolicy
@@ -117,6 +118,7 @@ class MobilityAssignment:
     disks: tuple[SourceDisk, ...] = ()
     batch_milliseconds: int = 250
     batch_bytes: int = 8 << 20
+    bandwidth: BandwidthLimit = NO_LIMIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,7 @@ class RoutedMachine:
     machine_id: MachineId
     epoch: int
     master_target: Endpoint
+    bandwidth: BandwidthLimit = NO_LIMIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +205,7 @@ class MobilityStatus:
     """Bytes written on the captured disks since the epoch began."""
     bytes_sent: int = 0
     """Bytes put on the wire since the epoch began."""
+    bandwidth: BandwidthFigures | None = None
     lag: LagFigures | None = None
     gap: str = ""
     freeze: str = ""

@@ -207,10 +207,12 @@ class Streams:
             log.info("stream is served", machine=machine.machine_id, epoch=machine.epoch,
                      spooled=spool.spooled_sequence, landed=spool.state.landed_sequence)  # fmt: skip
         elif served.master_target == machine.master_target:
+            served.stream.pacer.limit = machine.bandwidth
             return
         else:
             stream, spooling = served.stream, served.spooling
             await _end(served.forwarding)
+        stream.pacer.limit = machine.bandwidth
         task = self._group.create_task(
             self._forward(stream, machine.master_target), name=f"forward {machine.machine_id}"
         )
@@ -221,7 +223,7 @@ class Streams:
         source = ForwardedItems(stream, self._read_budget)
         sender = StreamSender(
             master_target, self._identity, source, expect=Role.MASTER_TARGET, times=self._times,
-            sent_fault="forward.after_send",
+            sent_fault="forward.after_send", pace=stream.pacer.pace,
         )  # fmt: skip
         try:
             await sender.run()

@@ -25,6 +25,7 @@ from failback.protocol.connection import items_missing
 from failback.protocol.frames import RawItem
 from failback.protocol.messages import FEATURES, Ack, DigestReply, Hello, Welcome
 from failback.runtime import faults, logs
+from failback.transport.limits import Pacer
 from failback.transport.link import Link
 
 log = logs.get(__name__)
@@ -65,6 +66,8 @@ class MachineStream:
         self.trouble = ""
         """Why the master target is not linked; empty while it is."""
         self._remembered: tuple[str, int] = ("", 0)
+        self.pacer = Pacer()
+        """Of the link to the master target."""
         self._replies: deque[DigestReply] = deque(maxlen=_KEPT_REPLIES)
         if spool.state.disks:
             self.greeted.set()

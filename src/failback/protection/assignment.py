@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from failback.model.bandwidth import NO_LIMIT, BandwidthLimit
 from failback.model.components import (
     DiskFacts,
     Endpoint,
@@ -48,6 +49,7 @@ class ProtectedMachine:
     master_target: Endpoint | None
     policy: ReplicationPolicy
     disks: tuple[SourceDisk, ...]
+    bandwidth: BandwidthLimit = NO_LIMIT
 
     def wanted(self) -> bool:
         """Whether its stream may flow at all."""
@@ -66,6 +68,7 @@ def mobility_assignment(machine_id: MachineId, machine: ProtectedMachine | None)
         pass_id=machine.pass_id,
         process_server=machine.process_server,
         disks=machine.disks,
+        bandwidth=machine.bandwidth,
     )
 
 
@@ -79,7 +82,7 @@ def process_server_assignment(
 ) -> ProcessServerAssignment:
     """The machines that stream through this process server; one without a reachable master target waits outside."""
     routed = [
-        RoutedMachine(machine.machine_id, machine.epoch, machine.master_target)
+        RoutedMachine(machine.machine_id, machine.epoch, machine.master_target, machine.bandwidth)
         for machine in machines
         if machine.wanted() and machine.process_server_id == component_id and machine.master_target is not None
     ]

@@ -22,6 +22,7 @@ from failback.runtime import logs
 from failback.transport.denied import DenyList
 from failback.transport.door import Door, DoorLimits, Visitor, open_door
 from failback.transport.identity import Identity, PeerIdentity, peer_identity
+from failback.transport.limits import Pace
 from failback.transport.wire import LinkTimes, ReceiveBudget, Wire
 
 __all__ = ["Accept", "Link", "LinkServer", "LinkTimes", "ReceiveBudget", "open_link", "serve_links"]
@@ -45,9 +46,9 @@ class Link:
         """Why the link is over; None while it lives."""
         return self._wire.ended
 
-    async def send(self, message: Message | RawItem) -> None:
+    async def send(self, message: Message | RawItem, pace: Pace | None = None) -> None:
         """Write a message; waits while the peer does not read. Raises PeerError or what the peer refused with."""
-        await self._wire.send(message)
+        await self._wire.send(message, pace)
 
     def send_small(self, message: Message) -> None:
         """Write an acknowledgement or a reply without waiting; silent when the link is over."""

@@ -24,6 +24,7 @@ from failback.protocol.frames import RawItem
 from failback.protocol.messages import Ack, Batch, DigestReply, Digests, Hello, Welcome
 from failback.runtime import faults, logs
 from failback.transport.identity import Identity
+from failback.transport.limits import Pace
 from failback.transport.link import DEFAULT_TIMES, Link, LinkTimes, check_again, open_link
 
 log = logs.get(__name__)
@@ -72,6 +73,7 @@ class StreamSender:
         first_backoff_seconds: float = 0.2,
         longest_backoff_seconds: float = 5.0,
         sent_fault: str = "",
+        pace: Pace | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.linked = False
@@ -85,6 +87,7 @@ class StreamSender:
         self._times = times
         self._backoff = (first_backoff_seconds, longest_backoff_seconds)
         self._sent_fault = sent_fault
+        self._pace = pace
         self._flying: deque[tuple[int, int]] = deque()
         self._flying_bytes = 0
         self._up_since = math.inf
@@ -155,7 +158,7 @@ class StreamSender:
             self._flying_bytes += size
             if self._flying_bytes >= self._window_bytes:
                 self._room.clear()
-            await link.send(item)
+            await link.send(item, self._pace)
             self.sent_sequence = sequence
             self.sent_bytes += size
             del item  # waiting for the next one must not keep this one in memory

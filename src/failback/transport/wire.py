@@ -22,6 +22,7 @@ from failback.errors import FailbackError, IntegrityError, PeerError, ProtocolEr
 from failback.protocol.connection import Conversation, End, refusal, refused
 from failback.protocol.frames import Decoder, RawItem, encode
 from failback.protocol.messages import Batch, DigestReply, Digests, Message, Ping, Pong, Refusal
+from failback.transport.limits import Pace
 
 _SLICE_BYTES = 256 << 10
 _HIGH_WATER_BYTES = 1 << 20
@@ -317,8 +318,11 @@ class Wire(asyncio.BufferedProtocol):
 
     # --- sending ----------------------------------------------------------------------------------------------------
 
-    async def send(self, message: Message | RawItem) -> None:
-        """Write the frame, waiting while the peer does not read. Raises the error that ended the link."""
+    async def send(self, message: Message | RawItem, pace: Pace | None = None) -> None:
+        """Write the frame, waiting while the peer does not read, and for ``pace`` before each slice.
+
+        Raises the error that ended the link.
+        """
         async with self._writing:
             self._check_open()
             parts = encode(message)
@@ -326,7 +330,7 @@ class Wire(asyncio.BufferedProtocol):
             self._mid_frame = True
             try:
                 for part in parts:
-                    await self._write_part(memoryview(part))
+                    await self._write_part(memoryview(part), pace)
             except asyncio.CancelledError:
                 self.abort()  # half a frame is out: nothing sensible can follow it
                 raise
@@ -335,9 +339,12 @@ class Wire(asyncio.BufferedProtocol):
                 self._write(small)
             self._between_frames.clear()
 
-    async def _write_part(self, view: memoryview) -> None:
+    async def _write_part(self, view: memoryview, pace: Pace | None) -> None:
         for start in range(0, len(view), _SLICE_BYTES):
             await self._writable.wait()
+            if pace is not None:
+                await pace(min(_SLICE_BYTES, len(view) - start))
+                await self._writable.wait()
             self._check_open()
             self._write(view[start : start + _SLICE_BYTES])
 

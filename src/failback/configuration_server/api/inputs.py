@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from typing import Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from failback.errors import ConfigurationError
+from failback.model.bandwidth import BandwidthLimit
 from failback.model.points import PointChoice, PointSelector
+from failback.protection.bandwidth_rules import parse_rate, parse_schedule
 from failback.protection.operations import Direction
 from failback.runtime.clock import from_iso
 
@@ -70,6 +73,45 @@ class RepairProperties(_Wire):
 
 class RepairRequest(_Wire):
     properties: RepairProperties = Field(default_factory=RepairProperties)
+
+
+class BandwidthSettings(_Wire):
+    """What is left out stays as it is. Words as :mod:`failback.protection.bandwidth_rules` reads them."""
+
+    limit: str | None = None
+    schedule: list[str] | None = None
+    time_zone: str | None = Field(default=None, alias="timeZone")
+
+
+class SettingsDetails(_Wire):
+    instance_type: Literal["FailbackSettings"] = Field(alias="instanceType")
+    bandwidth: BandwidthSettings = Field(default_factory=BandwidthSettings)
+
+
+class SettingsProperties(_Wire):
+    details: SettingsDetails = Field(alias="providerSpecificDetails")
+
+
+class SettingsRequest(_Wire):
+    """Our PATCH of an item."""
+
+    properties: SettingsProperties
+
+
+def changed_bandwidth(before: BandwidthLimit, asked: BandwidthSettings) -> BandwidthLimit:
+    """Raises ConfigurationError."""
+    zone = before.time_zone if asked.time_zone is None else asked.time_zone
+    try:
+        ZoneInfo(zone)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ConfigurationError(
+            f"there is no time zone {zone!r}", code="InvalidBandwidth", remedy="use an IANA name such as Europe/Berlin"
+        ) from None
+    return BandwidthLimit(
+        before.bytes_per_second if asked.limit is None else parse_rate(asked.limit),
+        before.windows if asked.schedule is None else parse_schedule(asked.schedule),
+        zone,
+    )
 
 
 class DisableProperties(_Wire):

@@ -13,8 +13,10 @@ from typing import Any
 from failback.configuration_server.api.arm import CONTAINER, FABRIC, NEVER_RUN, Vault, envelope, timestamp
 from failback.configuration_server.api.item_view import ItemView
 from failback.configuration_server.database.events import VerdictRow
-from failback.configuration_server.database.items import ItemDiskRow
+from failback.configuration_server.database.items import ItemDiskRow, bandwidth_of
+from failback.model.bandwidth import BandwidthFigures
 from failback.model.components import SyncProgress
+from failback.protection.bandwidth_rules import spoken_rate, spoken_window
 from failback.protection.operations import Direction, Side
 from failback.protection.states import State, active_location, description
 
@@ -204,6 +206,7 @@ def _own(item: ItemView) -> dict[str, Any]:
         },
         "bytesChanged": status.bytes_changed,
         "bytesSent": status.bytes_sent,
+        "bandwidth": _bandwidth(item),
         "lagMilliseconds": {"p50": lag.p50, "p99": lag.p99, "maximum": lag.maximum, "samples": lag.samples}
         if lag
         else None,
@@ -222,6 +225,19 @@ def _own(item: ItemView) -> dict[str, Any]:
         ],
         "recoveryPoints": len([point for point in item.points if not point.abandoned]),
         "abandonedReason": row.abandoned_reason,
+    }
+
+
+def _bandwidth(item: ItemView) -> dict[str, Any]:
+    """The limit as it was set, and what the agent makes of it now."""
+    limit, now = bandwidth_of(item.row), item.mobility.bandwidth or BandwidthFigures()
+    return {
+        "limit": spoken_rate(limit.bytes_per_second),
+        "schedule": [spoken_window(window) for window in limit.windows],
+        "timeZone": limit.time_zone,
+        "nowBytesPerSecond": now.bytes_per_second,
+        "heldBack": now.held_back,
+        "problem": now.problem,
     }
 
 

@@ -34,6 +34,7 @@ from failback.configuration_server.registry import announce_item
 from failback.errors import ConfigurationError, NotFoundError
 from failback.model.components import MasterTargetStatus, Role
 from failback.model.ids import new_id
+from failback.protection.bandwidth_rules import spoken_rate
 from failback.protection.operations import Operation
 from failback.runtime import records
 
@@ -123,6 +124,11 @@ def _operations(services: Services) -> APIRouter:
     @routes.put("")
     async def put(asked: Asked, body: import_item.ImportRequest) -> dict[str, Any]:
         await _import(services, asked, body.properties.details)
+        return await shown(services, asked.vault, asked.item)
+
+    @routes.patch("")
+    async def set_up(asked: Asked, body: inputs.SettingsRequest) -> dict[str, Any]:
+        await _set_up(services, asked, body.properties.details.bandwidth)
         return await shown(services, asked.vault, asked.item)
 
     @routes.post("/reProtect")
@@ -237,6 +243,21 @@ def _check_point(found: ItemView, selector: str, value: str) -> None:
             code="RecoveryPointNotFound",
             remedy=f"failback point create {found.row.name}, or choose latest",
         )
+
+
+async def _set_up(services: Services, asked: Change, wanted: inputs.BandwidthSettings) -> None:
+    """Store the settings; the item's components are told at once."""
+
+    def work(session: Session) -> items.ItemRow:
+        row = item_row(session, asked.item)
+        limit = inputs.changed_bandwidth(items.bandwidth_of(row), wanted)
+        row.bandwidth = records.encode(limit)
+        rate = spoken_rate(limit.bytes_per_second)
+        detail = f"bandwidth {rate}, {len(limit.windows)} windows in {limit.time_zone}"
+        note(session, services.clock, asked.request, "set up item", row.name, detail=detail)
+        return row
+
+    announce_item(services.news, await services.database.run(work))
 
 
 async def _origin(services: Services, on_premises: import_item.Place, cloud: import_item.Place) -> import_item.Origin:

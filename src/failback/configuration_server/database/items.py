@@ -11,9 +11,11 @@ from __future__ import annotations
 from sqlalchemy import ForeignKey, String, UniqueConstraint, select
 from sqlalchemy.orm import Mapped, Session, mapped_column, relationship
 
-from failback.configuration_server.database.base import Base, Count, Id, Name, Sentence, WallNs
+from failback.configuration_server.database.base import Base, Count, Id, Name, Sentence, Table, WallNs
 from failback.errors import NotFoundError, StaleEpochError
+from failback.model.bandwidth import NO_LIMIT, BandwidthLimit
 from failback.model.components import SyncMode
+from failback.runtime import records
 
 CLOUD = "cloud"
 ON_PREMISES = "onprem"
@@ -64,6 +66,8 @@ class ItemRow(Base):
     retention_volume: Mapped[str] = mapped_column(String(255), default="")
     datastore: Mapped[str] = mapped_column(String(255), default="")
     policy_name: Mapped[str] = mapped_column(String(255), default="")
+    bandwidth: Mapped[Table]
+    """The encoded BandwidthLimit of its stream; empty: none."""
 
     generation: Mapped[Count]
     current_job_id: Mapped[str | None] = mapped_column(String(64))
@@ -137,6 +141,10 @@ def all_items(session: Session) -> list[ItemRow]:
 
 def of_machine(session: Session, machine_id: str) -> ItemRow | None:
     return session.scalars(select(ItemRow).where(ItemRow.machine_id == machine_id)).first()
+
+
+def bandwidth_of(row: ItemRow) -> BandwidthLimit:
+    return records.decode(row.bandwidth, BandwidthLimit, f"bandwidth of {row.name}") if row.bandwidth else NO_LIMIT
 
 
 def take_generation(session: Session, item_id: str) -> int:

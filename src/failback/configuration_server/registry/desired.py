@@ -8,7 +8,7 @@ from __future__ import annotations
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from failback.configuration_server.database import policies
+from failback.configuration_server.database import items, policies
 from failback.configuration_server.database.components import ComponentRow
 from failback.configuration_server.database.items import ItemRow
 from failback.model.components import Endpoint, Role, SourceDisk, SyncMode
@@ -51,6 +51,7 @@ def machine_of(session: Session, item: ItemRow) -> rules.ProtectedMachine:
             )
             for disk in item.disks
         ),
+        bandwidth=items.bandwidth_of(item),
     )  # fmt: skip
 
 
