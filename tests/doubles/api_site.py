@@ -62,6 +62,14 @@ class Site(Components):
             )
             for order in orders:
                 self._carry_out(order, self._probed)
+        if self._sites.read()["knobs"].get("second process server"):
+            status = ProcessServerStatus(9443, 4 * GIB, self._sites.read()["knobs"].get("second free", 3) * GIB)
+            self._taken.setdefault("process-server-2", (0, None))
+            orders, _ = await self._heartbeat(
+                "process-server-2", "process-server-2", Role.PROCESS_SERVER, "hw-ps-2", status
+            )
+            for order in orders:
+                self._carry_out(order, self._probed)
 
     def _agent_status(self, machine: str) -> MobilityStatus:
         disks = tuple(DiskFacts(f"/dev/vd{n}", f"serial:serial-{n}", 1 << 20, n == 0) for n in range(2))

@@ -274,7 +274,8 @@ class Components:
         sync = tuple(SyncProgress(DiskId(disk), 100, min(100, agent["ticks"] * 34), 10, 10, done) for disk in DISKS)
         return MobilityStatus(
             capture=agent["capture"], self_test="passed", epoch=agent["epoch"], pass_id=PassId(agent["pass_id"]),
-            sync_done=done, sync=sync, landed_sequence=agent["ticks"], freeze="frozen" if agent["frozen"] else "", linked=True,
+            sync_done=done, sync=sync, landed_sequence=min(99, agent["ticks"]),
+            freeze="frozen" if agent["frozen"] else "", linked=True,
             problem=self._problem("agent problem", agent["epoch"]),
         )  # fmt: skip
 

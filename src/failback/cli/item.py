@@ -195,6 +195,31 @@ def set_up(
         tell(f"{name}: bandwidth {_bandwidth(item['properties']['providerSpecificDetails']['failback']['bandwidth'])}")
 
 
+@app.command()
+def move(
+    name: ItemName,
+    *,
+    process_server: Annotated[str, typer.Option(help="The process server to replicate through; host name or id.")],
+    yes: Yes = False,
+    no_wait: NoWait = False,
+    as_json: AsJson = False,
+) -> None:
+    """Replicate through another process server from now on; the machine keeps running, nothing is compared."""
+    statement = [
+        f"{name} keeps running. What has not landed yet is read again and sent through {process_server}.",
+        "The process server of before forgets what it holds of it, now or when it comes back.",
+        "There is no new recovery point until what had not landed has arrived; the earlier points stay.",
+    ]
+    confirm(statement, f"Move {name}?", yes)
+    body = {"properties": {"providerSpecificDetails": {"processServerId": process_server}}}
+    with server() as api:
+        job_id = api.start(f"{ITEMS}/{name}/switchProcessServer", body)
+        if no_wait:
+            print_json({"jobId": job_id}) if as_json else typer.echo(job_id)
+        else:
+            watch.follow_all(api, job_id, as_json=as_json)
+
+
 def _own_time_zone() -> str:
     """The IANA name behind /etc/localtime; UTC where that does not tell."""
     _, found, name = os.path.realpath("/etc/localtime").partition("/zoneinfo/")

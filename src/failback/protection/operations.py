@@ -1,7 +1,8 @@
 """Operations on a protected item and the words that Azure Site Recovery's wire has for them (asr.md sections 5.1, 5.2).
 
 An :class:`Operation`'s value is its name in ``allowedOperations``. "Reprotect" is ``SwitchProtection`` for this
-provider, never ``ReverseReplicate``. ``CREATE_RECOVERY_POINT`` is our extension and is left out of the wire's list.
+provider, never ``ReverseReplicate``. ``CREATE_RECOVERY_POINT`` and ``MOVE`` are our extensions and are left out of the wire's
+list.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ class Operation(enum.Enum):
     COMMIT = "Commit"
     CANCEL_FAILOVER = "CancelFailover"
     REPAIR = "RepairReplication"
+    MOVE = "SwitchProcessServer"
     DISABLE = "DisableProtection"
     CREATE_RECOVERY_POINT = "CreateRecoveryPoint"
 
     @property
     def on_the_wire(self) -> bool:
-        return self is not Operation.CREATE_RECOVERY_POINT
+        return self not in (Operation.CREATE_RECOVERY_POINT, Operation.MOVE)
 
 
 SPOKEN = {
@@ -29,6 +31,7 @@ SPOKEN = {
     Operation.COMMIT: "Commit",
     Operation.CANCEL_FAILOVER: "Cancelling a failover",
     Operation.REPAIR: "Resynchronizing",
+    Operation.MOVE: "Moving to another process server",
     Operation.DISABLE: "Disabling the protection",
     Operation.CREATE_RECOVERY_POINT: "Creating a recovery point",
 }

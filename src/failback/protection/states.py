@@ -73,9 +73,9 @@ TABLE: dict[State, dict[Event, State]] = {
 
 OPERATIONS: dict[State, frozenset[Operation]] = {
     State.COMMITTED: frozenset({Operation.REPROTECT, Operation.DISABLE}),
-    State.REPLICATING: frozenset({Operation.REPAIR, Operation.DISABLE}),
+    State.REPLICATING: frozenset({Operation.REPAIR, Operation.MOVE, Operation.DISABLE}),
     State.PROTECTED: frozenset(
-        {Operation.FAILOVER, Operation.REPAIR, Operation.DISABLE, Operation.CREATE_RECOVERY_POINT}
+        {Operation.FAILOVER, Operation.REPAIR, Operation.MOVE, Operation.DISABLE, Operation.CREATE_RECOVERY_POINT}
     ),
     State.COMMIT_PENDING: frozenset({Operation.COMMIT, Operation.CANCEL_FAILOVER}),
     State.DISABLED: frozenset(),

@@ -44,6 +44,7 @@ SCENARIOS = {
     Operation.COMMIT: "CommitFailover",
     Operation.CANCEL_FAILOVER: "CancelFailover",
     Operation.REPAIR: "RepairVMReplication",
+    Operation.MOVE: "SwitchProcessServer",
     Operation.CREATE_RECOVERY_POINT: "CreateRecoveryPoint",
     Operation.DISABLE: "DisableDr",
 }
@@ -173,6 +174,17 @@ def _operations(services: Services) -> APIRouter:
             return {"process_server_id": find(session, Role.PROCESS_SERVER, last_segment(named)).component_id}
 
         return await _start(services, asked, Operation.REPAIR, resolve)
+
+    @routes.post("/switchProcessServer")
+    async def move(asked: Asked, body: inputs.RepairRequest) -> Response:
+        wanted = body.properties.details.process_server_id
+        if not wanted:
+            raise ConfigurationError("processServerId is required", code="506", remedy="failback component list")
+
+        def resolve(session: Session, _found: ItemView) -> dict[str, Any]:
+            return {"process_server_id": find(session, Role.PROCESS_SERVER, last_segment(wanted)).component_id}
+
+        return await _start(services, asked, Operation.MOVE, resolve)
 
     @routes.post("/createRecoveryPoint")
     async def create_point(asked: Asked) -> Response:

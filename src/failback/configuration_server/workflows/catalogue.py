@@ -10,6 +10,7 @@ from failback.configuration_server.workflows import (
     disable,
     failback,
     finalize,
+    move,
     repair,
     reprotect,
 )
@@ -21,6 +22,7 @@ def scenarios(world: World) -> dict[str, Scenario]:
         reprotect.scenario(world),
         finalize.scenario(world),
         repair.scenario(world),
+        move.scenario(world),
         failback.scenario(world),
         commit.scenario(world),
         cancel_failback.scenario(world),

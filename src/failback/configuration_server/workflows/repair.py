@@ -59,8 +59,8 @@ async def check(world: World, context: StepContext) -> dict[str, Any]:
         await context.remember_with("event", lambda session: _say(world, session, item, asked.reason))
     if not asked.process_server_id or asked.process_server_id == item.process_server_id:
         return {"mode": SyncMode.COMPARE.value, "process_server_id": item.process_server_id, "because": asked.reason}
-    await context.look(lambda session: _usable(world, session, asked.process_server_id))
-    because = await _resend(world, context)
+    await context.look(lambda session: usable(world, session, asked.process_server_id))
+    because = await why_compare(world, context)
     mode = SyncMode.COMPARE if because else SyncMode.NONE
     return {"mode": mode.value, "process_server_id": asked.process_server_id, "because": because}
 
@@ -80,7 +80,7 @@ def _say(world: World, session: Session, item: ItemRow, reason: str) -> bool:
     return True
 
 
-def _usable(world: World, session: Session, component_id: str) -> ComponentRow:
+def usable(world: World, session: Session, component_id: str) -> ComponentRow:
     row = components.get(session, component_id)
     if row.role != Role.PROCESS_SERVER.value or row.revoked:
         raise ConfigurationError(f"{row.hostname} is no process server in service", remedy="failback component list")
@@ -93,7 +93,7 @@ def _usable(world: World, session: Session, component_id: str) -> ComponentRow:
     return row
 
 
-async def _resend(world: World, context: StepContext) -> str:
+async def why_compare(world: World, context: StepContext) -> str:
     """Why re-sending what had not landed is not enough; empty when it is."""
     deadline = world.clock.monotonic() + _SETTLING_SECONDS
     while True:
@@ -107,8 +107,14 @@ async def _resend(world: World, context: StepContext) -> str:
 
 
 async def begin(world: World, context: StepContext) -> dict[str, Any]:
-    """The epoch, its pass and its process server in one transaction; from then on nothing of the old epoch is accepted."""
-    decided = await context.result_of(CHECK)
+    return await switch(world, context, await context.result_of(CHECK))
+
+
+async def switch(world: World, context: StepContext, decided: dict[str, Any]) -> dict[str, Any]:
+    """The epoch, its pass and its process server in one transaction; from then on nothing of the old epoch is accepted.
+
+    ``decided``: ``mode`` and ``process_server_id``.
+    """
     item = await context.item()
     created = await _replica_ready(world, context, item)
     before = await context.remember("server", lambda: item.process_server_id or "")
