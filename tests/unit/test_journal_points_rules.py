@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from failback.journal.pacing import Pace, decide
 from failback.journal.retention import to_drop
 from failback.model.ids import MachineId, PointId
@@ -65,3 +67,27 @@ def test_history_and_hourly_thinning() -> None:
 
 def test_abandoned_points_are_not_counted() -> None:
     assert to_drop([_point("old", 0), _point("gone", 99 * HOUR, abandoned=True)], 100 * HOUR, 60) == []
+
+
+def test_a_group_mark_is_a_point_of_its_own_kind() -> None:
+    assert decide(Pace(0, False), GapCause.NONE, MarkKind.GROUP, SECOND, 300).point is PointKind.GROUP_MARK
+
+
+@pytest.mark.parametrize("skew_ns", [0, SECOND // 50, 3 * SECOND, -7 * SECOND])
+def test_members_whose_clocks_differ_keep_common_marks_of_every_hour(skew_ns: int) -> None:
+    """Each master target thins by its own member's clock; other points of the members are not the same either."""
+
+    def kept(offset_ns: int, local_minutes: int) -> set[str]:
+        marks = [
+            _point(f"mark {n}", n * 10 * SECOND + offset_ns, PointKind.GROUP_MARK) for n in range(6 * 60 * 6)
+        ]  # every 10 s for 6 hours
+        local = [_point(f"local {n}", n * local_minutes * MINUTE + offset_ns) for n in range(360 // local_minutes)]
+        points = sorted([*marks, *local], key=lambda point: point.wall_ns)
+        dropped = set(to_drop(points, points[-1].wall_ns, 24 * 60))
+        return {point.point_id for point in points if point.point_id not in dropped}
+
+    common = {name for name in kept(0, 5) & kept(skew_ns, 7) if name.startswith("mark")}
+    assert len(common) < 2000  # thinned
+    for hour in range(4):
+        of_hour = range(hour * 360 - 2, (hour + 1) * 360 + 2)
+        assert any(f"mark {n}" in common for n in of_hour), f"hour {hour}"

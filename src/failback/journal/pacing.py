@@ -15,6 +15,7 @@ from failback.model.stream import GapCause, MarkKind
 _PASSES = {GapCause.SYNC.name, GapCause.OVERFLOW.name, GapCause.MISSED.name, GapCause.RESEND.name}
 
 _KINDS = {
+    MarkKind.GROUP: PointKind.GROUP_MARK,
     MarkKind.APP_CONSISTENT: PointKind.APP_CONSISTENT,
     MarkKind.FINAL: PointKind.FINAL,
 }

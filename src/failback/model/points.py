@@ -12,6 +12,9 @@ class PointKind(enum.Enum):
     BEFORE_REPROTECT = "BeforeReprotect"
     """The on-premises disks as they were found (D14)."""
     CRASH_CONSISTENT = "CrashConsistent"
+    GROUP_MARK = "GroupMark"
+    """Crash-consistent, at a common mark of a replication group: its id is the mark's, on every member. Whether the mark holds
+    for the whole group is known to the configuration server (D19)."""
     APP_CONSISTENT = "AppConsistent"
     FINAL = "Final"
     """The last mark of a failback."""

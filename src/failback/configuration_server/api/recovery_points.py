@@ -20,7 +20,11 @@ from failback.configuration_server.database.points import GapRow, gaps_of, point
 from failback.errors import NotFoundError
 from failback.model.points import PointKind, RecoveryPoint
 
-_TYPES = {PointKind.APP_CONSISTENT: "ApplicationConsistent", PointKind.CRASH_CONSISTENT: "CrashConsistent"}
+_TYPES = {
+    PointKind.APP_CONSISTENT: "ApplicationConsistent",
+    PointKind.CRASH_CONSISTENT: "CrashConsistent",
+    PointKind.GROUP_MARK: "CrashConsistent",
+}
 
 
 def router(services: Services) -> APIRouter:
