@@ -51,7 +51,7 @@ async def test_whoever_dies_in_a_hold_the_machines_go_on_and_the_mark_is_void(tm
         await world.make_group()
         world.talk()
         await world.talking()
-        await confirmed(world)
+        await marked_every_second(world)
         await agent_killed(world)
         await server_killed(world)
         await server_stuck(world)
@@ -60,6 +60,17 @@ async def test_whoever_dies_in_a_hold_the_machines_go_on_and_the_mark_is_void(tm
         void = {each["id"] for each in world.marks() if each["state"] == "void"}
         assert len(points) >= 4 and not points & void
         assert points <= world.published("a") & world.published("b")
+
+
+async def marked_every_second(world: GroupWorld) -> None:
+    """The shortest distance that a group can be given."""
+    await world.make_group(every_seconds=1)
+    began = time.monotonic()
+    await world.until(lambda: len(world.marks(complete=True)) >= 6, 90)
+    assert time.monotonic() - began > 4
+    await world.make_group()
+    assert world.group()["problem"] == ""
+    assert world.group()["newestRecoveryPointTime"]
 
 
 async def agent_killed(world: GroupWorld) -> None:

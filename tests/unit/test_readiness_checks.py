@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from failback.model.components import Role, VolumeFacts
+from failback.model.ids import MachineId
 from failback.protection import readiness
+from failback.protection.group_rules import MemberFacts
 from failback.protection.operations import Direction
 from failback.protection.readiness import (
     CHECKS,
@@ -42,6 +44,8 @@ def volume(name: str, free: int = 50 * GIB, problem: str = "") -> VolumeFacts:
     return VolumeFacts(name, f"/{name}", "xfs", 100 * GIB, free, problem)
 
 
+SHOP = MemberFacts("item-shop", "shop", MachineId("shop"), "Linux", "id-master-target", True, True, "sales")
+
 SOUND = ReadinessFacts(
     item_name="ledger",
     state=State.COMMITTED,
@@ -63,6 +67,8 @@ SOUND = ReadinessFacts(
     retention_volume=volume("retention"),
     datastore_asked="store",
     datastore=volume("store"),
+    group="sales",
+    group_members=(SHOP,),
     probes=(ProbedEdge("ledger", "ps:9443", "agent to process server", ""),),
     configuration_server_version="0.1.0",
 )
@@ -136,6 +142,14 @@ def test_a_sound_site_is_ready_and_every_check_has_looked_at_something() -> None
         ({"agent": component(Role.MOBILITY, version="1.0")}, {"versions": "VersionTooNew"}),
         ({"agent": component(Role.MOBILITY, clock_skew_seconds=-901.0)}, {"clock skew": "ACS50008"}),
         (
+            {"group_members": (replace(SHOP, os_family="Windows"),)},
+            {"replication group": "GroupNeedsOneOperatingSystem"},
+        ),
+        (
+            {"group_members": (replace(SHOP, master_target_id="another"),)},
+            {"replication group": "GroupNeedsOneMasterTarget"},
+        ),
+        (
             {"probes": (ProbedEdge("a", "b:9443", "agent to process server", "timed out", "78186"),)},
             {"connectivity: agent to process server": "78186"},
         ),
@@ -143,6 +157,10 @@ def test_a_sound_site_is_ready_and_every_check_has_looked_at_something() -> None
 )
 def test_one_fault_fails_one_check(changes: dict[str, Any], expected: dict[str, str]) -> None:
     assert failures(**changes) == expected
+
+
+def test_a_member_that_does_not_replicate_binds_nobody_to_its_master_target() -> None:
+    assert failures(group_members=(replace(SHOP, master_target_id="another", replicating=False),)) == {}
 
 
 def test_an_edge_that_nobody_can_try_is_not_a_pass() -> None:

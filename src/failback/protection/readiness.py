@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from failback.errors import PreconditionError
 from failback.model.components import Role, VolumeFacts
+from failback.protection.group_rules import MemberFacts
 from failback.protection.operations import Direction, Operation
 from failback.protection.states import State, why_not
 
@@ -119,6 +120,9 @@ class ReadinessFacts:
     retention_volume: VolumeFacts | None = None
     datastore_asked: str = ""
     datastore: VolumeFacts | None = None
+    group: str = ""
+    """The replication group that the machine is in, and the other members as they replicate now."""
+    group_members: tuple[MemberFacts, ...] = ()
     probes: tuple[ProbedEdge, ...] = ()
     configuration_server_version: str = ""
     heartbeat_alarm_seconds: float = HEARTBEAT_ALARM_SECONDS
@@ -447,6 +451,27 @@ def _probes(facts: ReadinessFacts) -> list[Check]:
 
 Rule = Callable[[ReadinessFacts], list[Check]]
 
+
+def _replication_group(facts: ReadinessFacts) -> list[Check]:
+    """Rows 39 and 40: one operating system family, one master target; else there is no common point in time."""
+    name = "replication group"
+    if not facts.group:
+        return _skipped(name, facts.item_name, "The machine is in no replication group.")
+    remedy = f"choose the group's master target, or: failback group remove {facts.group} {facts.item_name}"
+    own_family = facts.source_os_family or (facts.agent.os_family if facts.agent else "")
+    for member in facts.group_members:
+        if own_family and member.os_family and own_family.lower() != member.os_family.lower():
+            sentence = (
+                f"{facts.item_name} runs {own_family}, {member.name} of group {facts.group} runs {member.os_family}."
+            )
+            return _failed(name, facts.group, sentence, remedy, "GroupNeedsOneOperatingSystem")
+        other = member.replicating and member.master_target_id
+        if other and facts.master_target is not None and other != facts.master_target.component_id:
+            sentence = f"{member.name} of group {facts.group} replicates to another master target."
+            return _failed(name, facts.group, sentence, remedy, "GroupNeedsOneMasterTarget")
+    return _passed(name, facts.group, f"The members of {facts.group} fit together.")
+
+
 CHECKS: tuple[Rule, ...] = (
     _item_state,
     _no_other_job,
@@ -460,6 +485,7 @@ CHECKS: tuple[Rule, ...] = (
     _process_server,
     _master_target,
     _os_family,
+    _replication_group,
     _disk_slots,
     _retention_volume,
     _retention_capacity,

@@ -20,14 +20,17 @@ from failback.configuration_server.api.fabric_calls import ask
 from failback.configuration_server.api.faults import FaultRoute
 from failback.configuration_server.api.item_view import ItemView, item_row, view
 from failback.configuration_server.api.services import Services, Surroundings
+from failback.configuration_server.database import groups
 from failback.configuration_server.database.components import ComponentRow, all_components, find
 from failback.configuration_server.registry.desired import endpoint
+from failback.configuration_server.workflows.group_point import member_facts
 from failback.configuration_server.workflows.inputs import ReprotectInputs
 from failback.errors import FailbackError, NotFoundError
 from failback.fabric.interfaces import FabricMachine
 from failback.model import orders
 from failback.model.components import MasterTargetStatus, Role, VolumeFacts
 from failback.model.ids import new_id
+from failback.protection.group_rules import MemberFacts
 from failback.protection.readiness import (
     Check,
     ComponentFacts,
@@ -58,6 +61,8 @@ class _Known:
     process_server: ComponentRow | None
     master_target: ComponentRow | None
     target_status: MasterTargetStatus
+    group_members: tuple[MemberFacts, ...]
+    """The other members of its replication group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +146,8 @@ async def gather(
         retention_volume=volume_named(known.target_status.retention_volumes, choice.retention_volume),
         datastore_asked=choice.datastore,
         datastore=volume_named(known.target_status.datastores, choice.datastore) if choice.datastore else None,
+        group=known.item.group.name if known.item.group else "",
+        group_members=known.group_members,
         probes=(*_heard_edges(services, known), *probes),
         configuration_server_version=services.version,
         heartbeat_alarm_seconds=services.heartbeat_alarm_seconds,
@@ -164,7 +171,9 @@ def _known(session: Session, item: str, choice: ReprotectChoice) -> _Known:
     process_server = _server(session, Role.PROCESS_SERVER, choice.process_server or row.process_server_id or "")
     master_target = _server(session, Role.MASTER_TARGET, choice.master_target or row.master_target_id or "")
     status = records.decode(master_target.status or {}, MasterTargetStatus) if master_target else MasterTargetStatus()
-    return _Known(view(session, row), process_server, master_target, status)
+    members = groups.members_of(session, row.group_id) if row.group_id else []
+    others = tuple(member_facts(session, each) for each in members if each.item_id != row.item_id)
+    return _Known(view(session, row), process_server, master_target, status, others)
 
 
 def _server(session: Session, role: Role, asked: str) -> ComponentRow | None:
