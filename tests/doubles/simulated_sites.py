@@ -26,6 +26,7 @@ from failback.errors import ConflictError, FabricError, FailbackError, NotFoundE
 from failback.fabric.interfaces import Datastore, FabricDisk, FabricMachine, PowerState, Progress
 from failback.model import orders as kinds
 from failback.model.components import (
+    DiskFacts,
     Heartbeat,
     MasterTargetStatus,
     MobilityStatus,
@@ -274,10 +275,15 @@ class Components:
         sync = tuple(SyncProgress(DiskId(disk), 100, min(100, agent["ticks"] * 34), 10, 10, done) for disk in DISKS)
         return MobilityStatus(
             capture=agent["capture"], self_test="passed", epoch=agent["epoch"], pass_id=PassId(agent["pass_id"]),
-            sync_done=done, sync=sync, landed_sequence=min(99, agent["ticks"]),
+            disks=self._disks(), sync_done=done, sync=sync, landed_sequence=min(99, agent["ticks"]),
             freeze="frozen" if agent["frozen"] else "", linked=True,
             problem=self._problem("agent problem", agent["epoch"]),
         )  # fmt: skip
+
+    def _disks(self) -> tuple[DiskFacts, ...]:
+        """The knob ``disks`` holds {match: size}."""
+        seen = self._sites.read()["knobs"].get("disks", {})
+        return tuple(DiskFacts(f"/dev/{match}", match, size, False) for match, size in seen.items())
 
     def _problem(self, knob: str, epoch: int) -> str:
         """The knob holds [epoch, problem]; epoch 0: every one."""
@@ -353,7 +359,10 @@ class Components:
             if state["replica"] == "none":
                 state["points"].append(["before", PointKind.BEFORE_REPROTECT.value, 0])
             become("attached")
-            result = kinds.AttachedReplica("incarnation-1", tuple(state["missing"]))
+            known = {disk["disk_id"] for disk in state.get("attached", ())}
+            joined = [disk["disk_id"] for disk in order.arguments["disks"] if known and disk["disk_id"] not in known]
+            state["attached"] = order.arguments["disks"]
+            result = kinds.AttachedReplica("incarnation-1", (*state["missing"], *joined))
             state["missing"] = []
             encoded: dict[str, Any] = records.encode(result)
             return encoded

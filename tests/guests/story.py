@@ -65,7 +65,7 @@ class Agent:
         self.failed = ""
         self._stop = threading.Event()
         self._quiet = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
@@ -150,14 +150,14 @@ def volume_group() -> Iterator[None]:
 
 def lvm_linear() -> None:
     with volume_group():
-        sh(f"lvcreate -v -y -Wn -Zn {LVM} -l 90%VG -n linear group")
+        sh(f"lvcreate -y -Wn -Zn {LVM} -l 90%VG -n linear group")
         load_file_system("/dev/mapper/group-linear")
 
 
 def lvm_thin() -> None:
     with volume_group():
         sh(f"lvcreate -y {LVM} --type thin-pool -L 160m --poolmetadatasize 8m -n pool group")
-        sh(f"lvcreate -v -y -Wn -Zn {LVM} -V 400m --thinpool pool -n thin group")
+        sh(f"lvcreate -y {LVM} -V 400m --thinpool pool -n thin group")
         load_file_system("/dev/mapper/group-thin")
 
 

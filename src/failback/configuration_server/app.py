@@ -31,6 +31,7 @@ from failback.configuration_server.enrolment.routes import component_router, err
 from failback.configuration_server.fabrics import open_fabric
 from failback.configuration_server.jobs.engine import JobEngine
 from failback.configuration_server.jobs.executor import DbosExecutor
+from failback.configuration_server.monitors.disk_changes import DiskWatch
 from failback.configuration_server.monitors.repairs import Repairs
 from failback.configuration_server.monitors.watch import Monitors
 from failback.configuration_server.registry import News, Orders, Registry
@@ -66,6 +67,7 @@ class Assembled:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.monitors.run(), name="monitors")
             group.create_task(Repairs(self.database, self.engine, self.clock).run(), name="repairs")
+            group.create_task(DiskWatch(self.database, self.engine, self.clock).run(), name="disks that change")
             group.create_task(
                 ScheduledPoints(self.database, self.orders, self.clock).run(), name="points by the policy"
             )

@@ -169,6 +169,7 @@ def _disk(item: ItemView, disk: ItemDiskRow, rpo: int | None) -> dict[str, Any]:
         "progressStatus": "InProgress" if running else "Completed",
         "onPremisesPath": disk.path,
         "created": disk.create,
+        "removed": disk.removed,
         "resyncTotalBytes": sync.bytes_total if sync else 0,
         "resyncDifferingBytes": sync.bytes_differing if sync else 0,
     }

@@ -8,7 +8,7 @@ nothing.
 
 from __future__ import annotations
 
-from sqlalchemy import ForeignKey, String, UniqueConstraint, select
+from sqlalchemy import JSON, ForeignKey, String, UniqueConstraint, false, select
 from sqlalchemy.orm import Mapped, Session, mapped_column, relationship
 
 from failback.configuration_server.database.base import Base, Count, Id, Name, Sentence, Table, WallNs
@@ -80,6 +80,8 @@ class ItemRow(Base):
     abandoned_reason: Mapped[Sentence]
     """Why the protection was given up, when it was."""
     created_wall_ns: Mapped[WallNs]
+    other_disks: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    """Matches of disks that the machine had beside the protected ones when the replication began; None: not noted yet."""
 
     disks: Mapped[list[ItemDiskRow]] = relationship(
         order_by="ItemDiskRow.index", cascade="all, delete-orphan", lazy="selectin"
@@ -114,6 +116,10 @@ class ItemDiskRow(Base):
     """It is missing on premises: the master target makes it on the datastore."""
     sync: Mapped[str] = mapped_column(String(16), default=SyncMode.NONE.value)
     """How the pass ``items.pass_id`` brings it in step: value of SyncMode."""
+    sync_from_bytes: Mapped[Count] = mapped_column(server_default="0")
+    """Full: only from this place on (a disk that grew)."""
+    removed: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """The machine has it no more; its replica is kept for the points from before."""
 
 
 def get(session: Session, item_id: str) -> ItemRow:

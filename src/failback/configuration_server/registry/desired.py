@@ -47,9 +47,10 @@ def machine_of(session: Session, item: ItemRow) -> rules.ProtectedMachine:
         disks=tuple(
             SourceDisk(
                 DiskId(disk.disk_id), disk.index, disk.device_match,
-                disk.cloud_size_bytes or disk.size_bytes, SyncMode(disk.sync),
+                disk.cloud_size_bytes or disk.size_bytes, SyncMode(disk.sync), disk.sync_from_bytes,
             )
             for disk in item.disks
+            if not disk.removed
         ),
         bandwidth=items.bandwidth_of(item),
     )  # fmt: skip

@@ -41,6 +41,13 @@ class RepairInputs:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskChangeInputs:
+    """``names``: the changes that were seen, as :meth:`failback.protection.disk_rules.DiskChanges.names` says them."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class CompletionInputs:
     """``resume``: the disks were rolled back or released and have to become a replica again first."""
 

@@ -173,7 +173,7 @@ async def begin_epoch(
         item.pass_id = new_id()
         modes = rules.sync_modes((DiskId(disk.disk_id) for disk in item.disks), created)
         for disk in item.disks:
-            disk.sync = modes.get(DiskId(disk.disk_id), SyncMode.COMPARE).value
+            disk.sync, disk.sync_from_bytes = modes.get(DiskId(disk.disk_id), SyncMode.COMPARE).value, 0
         item.replicating, item.live_side = True, items.CLOUD
         item.protection_stage = "comparing"
         adjust(item)

@@ -155,7 +155,9 @@ async def get_requirements(world: World, context: StepContext) -> dict[str, Any]
         row.retention_volume, row.datastore = inputs.retention_volume, inputs.datastore
         row.policy_name = inputs.policy_name or FAILBACK_POLICY_NAME
         row.protection_stage = "attaching"
+        row.other_disks = None
         for disk in row.disks:
+            disk.removed = False  # a new journal begins, without points from before
             _fix_disk(row, disk, machine, folder)
         return {"missing": [disk.disk_id for disk in row.disks if disk.create]}
 
@@ -192,7 +194,9 @@ async def attach(world: World, context: StepContext) -> dict[str, Any]:
     """The master target locks and renames the disks (D22), creates what is missing, opens or creates the journal."""
     item = await context.item()
     disks = tuple(
-        ReplicaDisk(DiskId(disk.disk_id), disk.index, disk.path, disk.format, disk.size_bytes, disk.create)
+        ReplicaDisk(
+            DiskId(disk.disk_id), disk.index, disk.path, disk.format, disk.size_bytes, disk.create, disk.removed
+        )
         for disk in item.disks
     )
     arguments = orders.AttachReplica(pieces.machine_of(item), item.retention_volume, disks)
