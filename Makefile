@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CAPTURE := src/failback/mobility/capture/capture.bpf.o
 
-.PHONY: soak demo test check format lint types unit bench docs build clean system-packages
+.PHONY: soak demo test check format lint types unit bench fuzz docs build clean system-packages
 
 demo: $(VENV)/.ready $(CAPTURE)
 	$(BIN)/failback lab demo
@@ -38,6 +38,11 @@ unit: $(VENV)/.ready $(CAPTURE)
 # The table of bench/README.md; BENCH=name for one, SCALE=small PAIRS=1 for a quick try.
 bench: $(VENV)/.ready $(CAPTURE)
 	$(BIN)/python bench/run.py
+
+# Every parser under coverage-guided fuzzing (fuzz/README.md); findings go to fuzz/findings/.
+FUZZ_SECONDS ?= 60
+fuzz: $(VENV)/.ready $(CAPTURE)
+	$(BIN)/python fuzz/run.py all $(FUZZ_SECONDS)
 
 build: $(VENV)/.ready $(CAPTURE)
 	$(BIN)/python -m build

@@ -11,6 +11,8 @@ MOUNTINFO = """\
 30 22 8:1 / /mnt/retention ro,relatime shared:2 - xfs /dev/sda1 rw
 31 22 8:2 / /mnt/retention\\040two rw,relatime - vfat /dev/sdb1 rw,fmask=0022
 32 22 8:3 / /mnt/old rw - btrfs /dev/sdc ro
+33 22 8:4 / /mnt/bücher rw - xfs /dev/sdd rw
+a line that is cut
 """
 
 
@@ -22,5 +24,7 @@ def test_parse_and_find() -> None:
     assert second is not None and second.filesystem == "vfat" and not second.read_only
     old = mount_of(Path("/mnt/old"), mounts)
     assert old is not None and old.read_only
+    accented = mount_of(Path("/mnt/bücher/failback"), mounts)
+    assert accented is not None and accented.filesystem == "xfs"
     root = mount_of(Path("/srv"), mounts)
     assert root is not None and root.filesystem == "ext4"

@@ -71,7 +71,7 @@ def _stored(path: Path) -> dict[str, str]:
             table = tomllib.load(stream)
     except FileNotFoundError:
         return {}
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"cannot read {path}: {error}", remedy="correct or remove the file") from error
     unknown = sorted(set(table) - set(VARIABLES))
     if unknown:

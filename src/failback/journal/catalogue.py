@@ -133,11 +133,18 @@ class Catalogue:
             except sqlite3.Error as error:
                 raise StorageError(f"{self.path}: {error}", remedy="check the retention volume") from error
 
+    def rows(self, statement: str) -> list[tuple[Any, ...]]:
+        """What a query without parameters gives, for who looks at the whole. Raises StorageError."""
+        return self._execute(statement)
+
     # --- facts ------------------------------------------------------------------------------------------------------
 
     def get(self, key: str) -> Any:
         rows = self._execute("SELECT value FROM facts WHERE key = ?", key)
-        return json.loads(rows[0][0]) if rows else None
+        try:
+            return json.loads(rows[0][0]) if rows else None
+        except (ValueError, TypeError, RecursionError) as error:
+            raise IntegrityError(f"{self.path}: the fact {key!r} cannot be read", code="CatalogueDamaged") from error
 
     def set(self, key: str, value: object) -> None:
         if key == "rollback_phase":

@@ -24,7 +24,7 @@ from pathlib import Path
 from failback.block.device import BlockDevice
 from failback.block.raw import storage_error, sync_directory
 from failback.errors import ConflictError, IntegrityError, NotFoundError, ProtocolError, StaleEpochError
-from failback.journal import last_write, lost_undo, merge, retention
+from failback.journal import catalogue_check, last_write, lost_undo, merge, retention
 from failback.journal.applier import UNPROVEN_UNTIL, Applier, Target, is_unproven
 from failback.journal.catalogue import FORMAT, Applied, Catalogue, Interval, Mark
 from failback.journal.choosing import Lost, choose
@@ -130,6 +130,7 @@ class Journal:
     def _opened(directory: Path, catalogue: Catalogue) -> Journal:
         try:
             catalogue.check_format()
+            catalogue_check.check(catalogue)
             return Journal(directory, catalogue)
         except BaseException:
             catalogue.close()

@@ -33,6 +33,7 @@ REGION_BLOCKS = 32768
 _HOLE_SEARCH_BLOCKS = 16
 _OUTSTANDING_CHUNKS = 24
 _HOLE_STRIDE_BLOCKS = 1 << 20
+_LARGEST_BLOCK = 1 << 50
 
 Blocks = npt.NDArray[np.int64]
 Runs = npt.NDArray[np.void]
@@ -163,12 +164,26 @@ def read_records(
             table = stream.read(header.runs * layout.RUN_BYTES)
             if any(header.table_checksum) and layout.table_checksum(table) != header.table_checksum:
                 break
-            yield UndoRecord(path, offset, header, np.frombuffer(table, RUN_DTYPE))
+            runs = np.frombuffer(table, RUN_DTYPE)
+            if not _is_possible(header, runs):
+                break
+            yield UndoRecord(path, offset, header, runs)
             offset += layout.UNDO_RECORD_BYTES + header.body_bytes
             count += 1
     if offset < durable.size_bytes:
         reason = f"no record stands here, and {durable.size_bytes} bytes in {durable.records} records were durable"
         raise UndoDamagedError(path, offset, reason)
+
+
+def _is_possible(header: layout.UndoRecordHeader, runs: Runs) -> bool:
+    """Whether the table is one that a writer makes: no run without blocks or beyond a region, as much content as it says."""
+    blocks = runs["blocks"].astype(np.int64)
+    is_data = runs["kind"] == int(RunKind.DATA)
+    if not bool(np.all(is_data | (runs["kind"] == int(RunKind.ZERO)))):
+        return False
+    if bool(np.any((blocks == 0) | (blocks > REGION_BLOCKS) | (runs["first"] >= _LARGEST_BLOCK))):
+        return False
+    return int(blocks[is_data].sum()) * UNDO_BLOCK_BYTES == header.raw_bytes
 
 
 def pack_record(disk: int, ids: Blocks, content: npt.NDArray[np.uint8], interval_id: int) -> tuple[bytes, Runs]:

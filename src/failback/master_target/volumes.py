@@ -7,6 +7,7 @@ unwise (the same file system as a datastore, or as the master target's own state
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from failback.runtime import logs
 log = logs.get(__name__)
 
 _FAT = frozenset({"vfat", "msdos", "exfat", "fat"})
+
+
+_OCTAL = re.compile(r"\\([0-7]{3})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,9 @@ def parse_mounts(text: str) -> list[Mount]:
     for line in text.splitlines():
         before, _, after = line.partition(" - ")
         fields, rest = before.split(), after.split()
-        point = fields[4].encode().decode("unicode_escape")
+        if len(fields) < 6 or not rest:
+            continue
+        point = _OCTAL.sub(lambda found: chr(int(found[1], 8)), fields[4])
         options = {*fields[5].split(","), *(rest[2].split(",") if len(rest) > 2 else ())}
         mounts.append(Mount(Path(point), rest[0], "ro" in options))
     return mounts

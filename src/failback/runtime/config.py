@@ -24,6 +24,6 @@ def load(path: Path, kind: type[T]) -> T:
             table = tomllib.load(stream)
     except OSError as error:
         raise ConfigurationError(f"cannot read {path}: {error.strerror}", remedy="check --config") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, or nested without end
         raise ConfigurationError(f"{path} is not valid TOML: {error}", remedy="correct the file") from error
     return records.decode(table, kind, str(path), strict=True)

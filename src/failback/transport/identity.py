@@ -129,10 +129,19 @@ def load(directory: Path) -> Identity | None:
     """The identity stored in the directory, or None when enrolment has not finished there."""
     try:
         stored = json.loads((directory / "component.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        role = Role(stored["role"])
+        component_id = stored["component_id"]
+        if not isinstance(component_id, str):
+            raise TypeError(component_id)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        log.warning(
+            "the stored identity cannot be read: the component enrols again", directory=directory, reason=str(error)
+        )
         return None
     _finish_following(directory)
-    return Identity(ComponentId(stored["component_id"]), Role(stored["role"]), directory)
+    return Identity(ComponentId(component_id), role, directory)
 
 
 async def enrol_if_needed(state_directory: Path, config: ControlConfig, role: Role) -> Identity:
