@@ -20,6 +20,7 @@ from typing import Any
 import simulated_sites as sites_of
 from simulated_sites import Components, SimulatedFabric, Sites
 
+from failback.configuration_server.app import jobs_url
 from failback.configuration_server.database import Database, items
 from failback.configuration_server.database.jobs import JobRow
 from failback.configuration_server.jobs.engine import JobEngine
@@ -51,9 +52,10 @@ async def _ready(_item_id: str, _inputs: ReprotectInputs, _job_id: str) -> list[
 
 
 @asynccontextmanager
-async def running(directory: Path, timing: Timing = QUICK) -> AsyncIterator[Running]:
-    fresh = not (directory / "configuration-server.sqlite").exists()
-    database = Database.in_directory(directory)
+async def running(directory: Path, timing: Timing = QUICK, database_url: str = "") -> AsyncIterator[Running]:
+    """``database_url``: an empty one; without it SQLite in the directory, which may be that of a run before."""
+    fresh = bool(database_url) or not (directory / "configuration-server.sqlite").exists()
+    database = Database(database_url) if database_url else Database.in_directory(directory)
     if fresh:
         database.upgrade()
         sites_of.fill(database)
@@ -62,7 +64,7 @@ async def running(directory: Path, timing: Timing = QUICK) -> AsyncIterator[Runn
     registry, orders = Registry(database, news), Orders(database, news)
     fabrics = {"cloud": SimulatedFabric(sites, sites_of.CLOUD), "home": SimulatedFabric(sites, sites_of.HOME)}
     world = World(orders, news, fabrics, _ready, timing)
-    executor = DbosExecutor(f"sqlite:///{directory / 'jobs.sqlite'}", "test")
+    executor = DbosExecutor(jobs_url(database_url, directory), "test")
     engine = JobEngine(database, scenarios(world), executor, poll_seconds=0.03)
     beating = asyncio.create_task(Components(sites, registry).run())
     await engine.open()

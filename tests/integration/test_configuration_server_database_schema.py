@@ -15,8 +15,8 @@ from failback.errors import ConfigurationError, NotFoundError, StaleEpochError
 
 
 @pytest.fixture
-def database(tmp_path: Path):  # type: ignore[no-untyped-def]
-    opened = Database.in_directory(tmp_path)
+def database(database_url: str):  # type: ignore[no-untyped-def]
+    opened = Database(database_url)
     opened.upgrade()
     yield opened
     opened.close()
@@ -40,12 +40,17 @@ def test_a_newer_database_is_refused(database: Database) -> None:
         database.upgrade()
 
 
-def test_sqlite_is_set_up_for_durability(database: Database) -> None:
+def test_a_row_that_names_nobody_is_refused(database: Database) -> None:
+    with pytest.raises(IntegrityError), database.write() as session:
+        session.add(ItemRow(item_id="x", name="x", friendly_name="x", process_server_id="nobody"))
+
+
+def test_sqlite_is_set_up_for_durability(tmp_path: Path) -> None:
+    database = Database.in_directory(tmp_path)
     with database.read() as session:
         pragmas = {name: session.execute(text(f"PRAGMA {name}")).scalar() for name in ("journal_mode", "synchronous", "foreign_keys")}  # noqa: E501  # fmt: skip
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
-    with pytest.raises(IntegrityError), database.write() as session:
-        session.add(ItemRow(item_id="x", name="x", friendly_name="x", process_server_id="nobody"))
+    database.close()
 
 
 def test_writers_of_several_threads_lose_no_update(database: Database) -> None:

@@ -1,7 +1,6 @@
 """Monitoring passes over the real database with a hand-driven clock: one event per change."""
 
 import asyncio
-from pathlib import Path
 
 import pytest
 from sqlalchemy import select
@@ -37,9 +36,9 @@ class HandClock:
 
 
 class World:
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, database_url: str) -> None:
         self.clock = HandClock()
-        self.database = Database.in_directory(directory)
+        self.database = Database(database_url)
         self.database.upgrade()
         self.monitors = Monitors(self.database, News(), alarm_seconds=60.0, pause_seconds=1.0, clock=self.clock)
         status = records.encode(MobilityStatus(capture="capturing", self_test="passed", pass_id="p", sync_done=True))  # type: ignore[arg-type]
@@ -78,8 +77,8 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path):  # type: ignore[no-untyped-def]
-    made = World(tmp_path)
+def world(database_url: str):  # type: ignore[no-untyped-def]
+    made = World(database_url)
     yield made
     made.database.close()
 

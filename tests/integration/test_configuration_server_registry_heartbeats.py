@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,8 +42,8 @@ STATUS: dict[Role, Any] = {
 class Desk:
     """A registry with one agent, process server, master target and replicating item, spoken to as components do."""
 
-    def __init__(self, directory: Path) -> None:
-        self.database = Database.in_directory(directory)
+    def __init__(self, database_url: str) -> None:
+        self.database = Database(database_url)
         self.database.upgrade()
         self.news = News()
         self.registry = Registry(self.database, self.news)
@@ -90,8 +89,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path):  # type: ignore[no-untyped-def]
-    made = Desk(tmp_path)
+def desk(database_url: str):  # type: ignore[no-untyped-def]
+    made = Desk(database_url)
     yield made
     made.database.close()
 

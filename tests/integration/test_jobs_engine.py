@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from failback.configuration_server.app import jobs_url
 from failback.configuration_server.database import Database, items, tables  # noqa: F401
 from failback.configuration_server.database.jobs import JobRow
 from failback.configuration_server.jobs import store
@@ -21,8 +22,8 @@ Start = Callable[[list[Scenario]], Awaitable[JobEngine]]
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Database:
-    database = Database.in_directory(tmp_path)
+def database(database_url: str) -> Database:
+    database = Database(database_url)
     database.upgrade()
     with database.write() as session:
         session.add(items.ItemRow(item_id="item", name="ledger", friendly_name="ledger", created_wall_ns=1))
@@ -35,7 +36,7 @@ async def begin(database: Database, tmp_path: Path) -> AsyncIterator[Start]:
     opened: list[JobEngine] = []
 
     async def start(scenarios: list[Scenario]) -> JobEngine:
-        executor = DbosExecutor(f"sqlite:///{tmp_path / 'jobs.sqlite'}", "test")
+        executor = DbosExecutor(jobs_url(database.url, tmp_path), "test")
         engine = JobEngine(database, {each.name: each for each in scenarios}, executor, poll_seconds=0.02)
         await engine.open()
         opened.append(engine)

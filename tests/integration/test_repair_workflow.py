@@ -27,8 +27,8 @@ SECOND = "process-server-2"
 
 
 @pytest.fixture
-async def run(tmp_path: Path) -> AsyncIterator[Running]:
-    async with running(tmp_path) as made:
+async def run(tmp_path: Path, database_url: str) -> AsyncIterator[Running]:
+    async with running(tmp_path, database_url=database_url) as made:
         yield made
 
 

@@ -23,8 +23,8 @@ FAILOVER = {"selector": "latest", "value": "", "shut_down_source": True}
 
 
 @pytest.fixture
-async def run(tmp_path: Path) -> AsyncIterator[Running]:
-    async with running(tmp_path, dataclasses.replace(QUICK, twin_seconds=4.0)) as made:
+async def run(tmp_path: Path, database_url: str) -> AsyncIterator[Running]:
+    async with running(tmp_path, dataclasses.replace(QUICK, twin_seconds=4.0), database_url) as made:
         yield made
 
 

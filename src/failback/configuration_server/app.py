@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from pathlib import Path
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -115,7 +116,7 @@ def open_server(config: ServerConfig) -> Assembled:
         timing=config.limits,
         clock=clock,
     )
-    executor = DbosExecutor(_jobs_url(config), installation.component_id)
+    executor = DbosExecutor(jobs_url(config.database_url, config.state_directory), installation.component_id)
     engine = JobEngine(database, scenarios(world), executor, clock=clock)
     groups = GroupPoints(database, clock, hold_seconds=config.limits.hold_seconds)
     services = Services(
@@ -128,11 +129,11 @@ def open_server(config: ServerConfig) -> Assembled:
     )
 
 
-def _jobs_url(config: ServerConfig) -> str:
-    """Where the executor keeps its own records: beside our database, never in it."""
-    if config.database_url and not config.database_url.startswith("sqlite"):
-        return config.database_url
-    return f"sqlite:///{config.state_directory / 'jobs.sqlite'}"
+def jobs_url(database_url: str, state_directory: Path) -> str:
+    """Where the executor keeps its own records: beside our SQLite database, in a schema of its own in PostgreSQL."""
+    if database_url and not database_url.startswith("sqlite"):
+        return database_url
+    return f"sqlite:///{state_directory / 'jobs.sqlite'}"
 
 
 def _application(services: Services, desk: EnrolmentDesk, registry: Registry) -> FastAPI:
