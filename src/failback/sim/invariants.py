@@ -6,7 +6,7 @@
 4. Where the applied place lies in no gap, the replica's disks equal the source at that place.
 5. Epochs in the journal never fall; no record of an epoch follows one of a higher epoch.
 6. A batch in a gap is never a point, and the timeline shows a gap for it.
-7. The capture ring is released only up to what the spool holds durably.
+7. The capture ring is released only up to what the spool or the journal holds durably.
 8. When the faults are over, the replica becomes equal to the source and a point is published.
 """
 
@@ -107,10 +107,10 @@ class Judge:
         if holds < claimed:
             raise Violation(f"epoch {epoch}: {claimed} was acknowledged, {holder} holds {holds}")
 
-    def released(self, epoch: int, position: int, spooled: int) -> None:
-        """Records that were released are never seen again: the spool has to hold them."""
-        if position > spooled:
-            raise Violation(f"epoch {epoch}: the ring is released up to {position}, the spool holds up to {spooled}")
+    def released(self, epoch: int, position: int, durable: int) -> None:
+        """Records that were released are never seen again: the spool or the journal has to hold them."""
+        if position > durable:
+            raise Violation(f"epoch {epoch}: the ring is released up to {position}, only {durable} is durable")
 
     def never_back(self, who: str, epoch: int, journal: str, value: int) -> None:
         key = (who, epoch, journal)

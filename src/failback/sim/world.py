@@ -95,6 +95,7 @@ class World:
         self._released_before: dict[tuple[int, int], int] = {}
         """Where a ring's consumer stood when an epoch's stream was first seen on it."""
         self._landed: dict[int, int] = {}
+        self._landed_ring: dict[int, int] = {}
         self._power_of_fuse: dict[str, bool] = {}
         self._failure: BaseException | None = None
         self._seams_chance = random.Random(chance.getrandbits(64))
@@ -347,7 +348,7 @@ class World:
                     self.judge.at_least(name, held, acknowledged, epoch)
 
     def _look_at_releases(self, stream: Stream) -> None:
-        """The ring's room is given back only for what the stream's spool holds durably (D5)."""
+        """The ring's room is given back only for what the stream's spool or the journal holds durably (D5)."""
         epoch, ring = stream.assignment.epoch, self.machine.ring
         first = self._released_before.setdefault((ring.ring_id, epoch), ring.consumed)
         if ring.consumed <= first or epoch in self.spools_lost or stream._session.ring_id != ring.ring_id:
@@ -355,12 +356,18 @@ class World:
         server = cast(ProcessServer | None, self.role(self.plane.state.server))
         for held in server.streams.all() if server is not None and server.streams is not None else ():
             if held.epoch == epoch:
-                self.judge.released(epoch, ring.consumed + stream._base, held.spool.spooled_ring)
+                durable = max(held.spool.spooled_ring, self._landed_ring_in(epoch))
+                self.judge.released(epoch, ring.consumed + stream._base, durable)
 
     def landed_in(self, epoch: int) -> int:
         if self.journal is not None and self.journal.epoch == epoch:
             self._landed[epoch] = self.journal.landed.sequence
         return self._landed.get(epoch, 0)
+
+    def _landed_ring_in(self, epoch: int) -> int:
+        if self.journal is not None and self.journal.epoch == epoch:
+            self._landed_ring[epoch] = self.journal.landed.ring
+        return self._landed_ring.get(epoch, 0)
 
     def master_target_serves(self) -> None:
         """A master target came back: what it had acknowledged has to be there."""
