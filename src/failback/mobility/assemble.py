@@ -15,10 +15,7 @@ from dataclasses import dataclass, field
 from failback.errors import StorageError
 from failback.mobility.capture.session import CaptureSession
 from failback.mobility.capture.values import Collected, Counters, Differing, Reread
-from failback.mobility.config import Compression
 from failback.mobility.outstanding import generation_of
-from failback.mobility.payload import encode
-from failback.model.stream import Codec
 from failback.runtime import faults, logs
 
 log = logs.get(__name__)
@@ -48,9 +45,9 @@ class Assembled:
     end_position: int
     counters: Counters
     dirty_blocks: int
-    codec: Codec
-    payload: bytes
-    payload_raw_bytes: int
+    payload: Sequence[memoryview | bytes]
+    """Views into the ring (until ``release``) and into ``reread.memory``."""
+    payload_bytes: int
     extents: bytes
     captured_bytes: int
     oldest_ktime_ns: int
@@ -82,7 +79,7 @@ class _Content:
         self.payload_bytes += reread.payload_bytes
 
 
-def assemble(session: CaptureSession, wanted: Wanted, compression: Compression) -> Assembled:
+def assemble(session: CaptureSession, wanted: Wanted) -> Assembled:
     """Collect one batch. Blocks for disk reads and a grace wait of at most 2 s. Raises StorageError when a record in the ring is
     never finished."""
     first = session.cursor()
@@ -106,13 +103,12 @@ def assemble(session: CaptureSession, wanted: Wanted, compression: Compression) 
     counters = session.counters()
     dirty_blocks = session.dirty_blocks()
     extents = b"".join(content.extents)
-    codec, payload = encode(content.payload, content.payload_bytes, compression)
     if extents:
         session.set_unlanded(extents, generation_of(wanted.sequence))
     faults.point("mobility.after_collect")
     return Assembled(
-        first_position=first, end_position=end, counters=counters, dirty_blocks=dirty_blocks, codec=codec,
-        payload=payload, payload_raw_bytes=content.payload_bytes, extents=extents,
+        first_position=first, end_position=end, counters=counters, dirty_blocks=dirty_blocks,
+        payload=content.payload, payload_bytes=content.payload_bytes, extents=extents,
         captured_bytes=content.captured_bytes, oldest_ktime_ns=content.oldest_ktime_ns, newest_ktime_ns=newest,
         reread=reread, refused=refused,
     )  # fmt: skip

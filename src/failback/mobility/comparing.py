@@ -112,6 +112,7 @@ class Comparing:
         assert self.current is not None
         self.progress_before = self.current.progress(True)
         self.current = None
+        self._session.forget_buffers()
         pass_id = self._assignment.pass_id
         self._memory.update(pass_done=bool(pass_id), compare_all=False, compared_blocks={})
         log.info("pass is over: the replica is consistent", pass_id=pass_id)

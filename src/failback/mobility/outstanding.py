@@ -95,6 +95,11 @@ class Outstanding:
         self._unspooled.append(item)
         self._unlanded.append(item)
 
+    def packed(self, item: Sent, wire_bytes: int) -> None:
+        """The item's size is known now; it was added with a greater one."""
+        self.unspooled_bytes -= item.wire_bytes - wire_bytes
+        item.wire_bytes = wire_bytes
+
     def contradicts(self, sequence: int, position: int) -> bool:
         """Whether a process server that holds items up to ``sequence``, ending at ``position``, holds others than were sent
         here: the items of an earlier process, or what a journal had when a spool was lost. Nothing may be released for them."""

@@ -36,13 +36,14 @@ from failback.mobility.outstanding import (
     Sent,
     interval_seconds,
 )
+from failback.mobility.packing import Packing, Parts
 from failback.mobility.passes import has_pieces
 from failback.mobility.resuming import decide_pass, resume
 from failback.mobility.settling import settle
 from failback.mobility.upstream import Upstream
 from failback.model.components import LagFigures, MobilityAssignment, SyncProgress
 from failback.model.ids import NO_GROUP, GroupId, MarkId
-from failback.model.stream import GapCause, MarkKind
+from failback.model.stream import Codec, GapCause, MarkKind
 from failback.protocol.messages import Batch, DigestReply, Welcome
 from failback.runtime import logs
 from failback.transport.identity import Identity
@@ -55,7 +56,7 @@ POLL_SECONDS = 0.02
 KEEPALIVE_SECONDS = 10.0
 """An idle machine sends an empty batch so often: its newest point stays young."""
 REREAD_BLOCKS = 128
-MOST_REREADS = 3
+MOST_REREADS = 6
 """Rounds sent and not yet durable at the process server."""
 REREAD_PAUSE_SECONDS = 0.5
 DIFFERING_BLOCKS = 256
@@ -79,13 +80,13 @@ class Stream:
         self._session = session
         self._thread = thread
         self._memory = memory
-        self._compression = compression
         self._window_bytes = window_bytes
         self._changed = changed
         self._wake = asyncio.Event()
         self._upstream = Upstream(
             assignment, identity, memory, window_bytes=window_bytes, wake=self._wake.set, changed=changed, pace=pace
         )
+        self._packing = Packing(self._upstream.items.send, compression)
         self._comparing = Comparing(session, memory, assignment, devices, call=self._call, wake=self._wake.set)
         self._outstanding = Outstanding(0, 0)
         self._gaps = gaps.GapRule(gaps.NOTHING)
@@ -242,6 +243,7 @@ class Stream:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._upstream.sender.run(), name="sender")
                 tasks.create_task(self._pump(), name="pump")
+                tasks.create_task(self._packing.run(), name="packing")
                 tasks.create_task(self._comparing.run(), name="hashing")
                 await self._upstream.until_diverged()
         finally:
@@ -390,7 +392,7 @@ class Stream:
             sequence=self._outstanding.next_sequence, limit_bytes=self.assignment.batch_bytes,
             reread_blocks=reread_blocks, differing=differing, up_to=up_to,
         )  # fmt: skip
-        content = await self._call(assemble.assemble, self._session, wanted, self._compression)
+        content = await self._call(assemble.assemble, self._session, wanted)
         current = self._comparing.current
         if content.refused:
             self._reread_after = time.monotonic() + REREAD_PAUSE_SECONDS
@@ -433,11 +435,11 @@ class Stream:
             first_position=content.first_position + self._base, end_position=content.end_position + self._base,
             wall_ns=time.time_ns(), oldest_ns=now_ns - content.oldest_ktime_ns if content.oldest_ktime_ns else 0,
             gap=gap, mark_kind=mark.kind if mark is not None and marked else MarkKind.NONE,
-            mark_id=mark.mark_id if mark is not None and marked else MarkId(""), codec=content.codec,
-            payload_raw_bytes=content.payload_raw_bytes, extents=content.extents, payload=content.payload,
+            mark_id=mark.mark_id if mark is not None and marked else MarkId(""), codec=Codec.RAW,
+            payload_raw_bytes=content.payload_bytes, extents=content.extents, payload=b"",
         )  # fmt: skip
         item = Sent(
-            sequence=sequence, end_position=content.end_position, wire_bytes=len(content.payload) + len(content.extents),
+            sequence=sequence, end_position=content.end_position, wire_bytes=content.payload_bytes + len(content.extents),
             captured_bytes=content.captured_bytes, oldest_ktime_ns=content.oldest_ktime_ns,
             newest_ktime_ns=content.newest_ktime_ns, extents=content.extents, reread=content.reread,
             consistent=gap is GapCause.NONE and (current is None or current.read),
@@ -449,9 +451,17 @@ class Stream:
             )
             self._changed()
         self._gap = gap
-        await self._upstream.items.send(batch)
-        if mark is not None and not mark.placed.done():
-            mark.placed.set_result(Placed(sequence, batch.end_position, gap))
+
+        def packed(whole: Batch) -> None:
+            self._outstanding.packed(item, len(whole.payload) + len(whole.extents))
+            if content.reread is not None:
+                self._session.give_back(content.reread)
+
+        def sent() -> None:
+            if mark is not None and not mark.placed.done():
+                mark.placed.set_result(Placed(sequence, batch.end_position, gap))
+
+        await self._packing.put(batch, Parts(content.payload, content.payload_bytes, packed), sent)
 
     async def _mark_batch(self, mark: Mark) -> None:
         """The batch that ends at the mark; what lies far before it goes out in batches of ordinary size first."""
@@ -478,4 +488,4 @@ class Stream:
         item = await self._comparing.digests(hashed, sequence, position + self._base)
         if item is not None:
             self._outstanding.add(Sent(sequence, position, len(hashed.digests)))
-            await self._upstream.items.send(item)
+            await self._packing.put(item)

@@ -117,7 +117,7 @@ class SimulatedSession(CaptureSession):
         self._pending = block_maps.ByteMap(cast(Any, machine.pending))
         self._unlanded = block_maps.GenerationMap(cast(Any, machine.unlanded))
         self._readers = {place.disk.index: place.disk.index for place in machine.places}
-        self._buffer = rereading.ReadBuffer()
+        self._buffers = rereading.ReadBuffers()
         self._pending_owner = {}
         self._stuck_since = {}
         self._fence = threading.Lock()

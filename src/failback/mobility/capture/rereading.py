@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import mmap
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 
@@ -33,9 +34,10 @@ _FIRST_SLEEP_SECONDS = 0.0001
 _LONGEST_SLEEP_SECONDS = 0.01
 _SCAN_AFTER_SECONDS = 0.05
 _SECTORS_PER_BLOCK = BLOCK_BYTES // 512
-READ_SPAN_BYTES = 4 << 20
+READ_SPAN_BYTES = 1 << 20
 READERS = 8
 """Reads under way at once: a single one waits for the disk most of the time."""
+MOST_BUFFERS = 6
 _ZERO_BLOCK = bytes(BLOCK_BYTES)
 
 
@@ -92,69 +94,90 @@ def _touches(runs: Sequence[Run], first_sector: int, sectors: int) -> bool:
     return any(start <= last and first < start + count for start, count in runs)
 
 
-class ReadBuffer:
-    """Page-aligned memory that grows to the largest round and is used again for the next."""
+class ReadBuffers:
+    """Page-aligned memory for rounds: several may be under way (being compressed), and each is used again for a later one."""
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, BLOCK_BYTES)
+        self._free: deque[mmap.mmap] = deque(maxlen=MOST_BUFFERS)
 
     def take(self, length: int) -> mmap.mmap:
-        if len(self._memory) < length:
-            self._memory = mmap.mmap(-1, length)
-        return self._memory
+        while self._free:
+            memory = self._free.pop()
+            if len(memory) >= length:
+                return memory
+        return mmap.mmap(-1, max(length, BLOCK_BYTES))
+
+    def give_back(self, memory: mmap.mmap) -> None:
+        """Nothing in it is needed any more. From any thread."""
+        self._free.append(memory)
+
+    def forget(self) -> None:
+        """Nothing is to be read for now."""
+        self._free.clear()
 
 
 class Gathered:
-    """Extents and payload of the blocks read in one round."""
+    """Extents and payload of the blocks read in one round into ``memory``."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: mmap.mmap) -> None:
+        self._view = memoryview(memory)
         self._rows: list[tuple[int, Operation, int, int]] = []
-        self.payload: list[memoryview | bytes] = []
+        self._parts: list[tuple[int, int]] = []
         self.payload_bytes = 0
         self.unreadable: list[tuple[int, int, int]] = []
 
-    def read_run(self, place: DiskPlace, run: Run, descriptor: int, memory: mmap.mmap, at: int) -> int:
-        """Read one run of the disk's blocks to ``memory[at:]``; returns the bytes used there."""
-        offset = (run[0] - place.base_block) * BLOCK_BYTES
-        length = min(run[1] * BLOCK_BYTES, place.disk.size_bytes - offset)
-        view = memoryview(memory)
-        for done in range(0, length, READ_SPAN_BYTES):
-            part = view[at + done : at + min(length, done + READ_SPAN_BYTES)]
-            holes = read_direct(descriptor, part, offset + done)
-            self.unreadable += [(place.disk.index, hole, size) for hole, size in holes]
-            for block in range(done, done + len(part), BLOCK_BYTES):
-                size = min(BLOCK_BYTES, done + len(part) - block)
-                self._classify(place.disk.index, (offset + block, size), view[at + block : at + block + size], holes)
-        return length
+    @property
+    def payload(self) -> list[memoryview | bytes]:
+        return [self._view[begin:end] for begin, end in self._parts]
 
-    def read_differing(self, blocks: Iterable[tuple[DiskPlace, int, Differing]], memory: mmap.mmap) -> None:
+    def read_runs(self, taken: Iterable[tuple[DiskPlace, Run, int]]) -> None:
+        """Read runs of blocks (with the disk's descriptor), one behind the other; each block lies on a page's border."""
+        jobs: list[tuple[int, int, int, memoryview]] = []
+        at = 0
+        for place, run, descriptor in taken:
+            offset = (run[0] - place.base_block) * BLOCK_BYTES
+            length = min(run[1] * BLOCK_BYTES, place.disk.size_bytes - offset)
+            for done in range(0, length, READ_SPAN_BYTES):
+                size = min(READ_SPAN_BYTES, length - done)
+                jobs.append((place.disk.index, descriptor, offset + done, self._view[at + done : at + done + size]))
+            at += run[1] * BLOCK_BYTES
+        at = 0
+        for (disk, _, offset, part), (holes, zero) in zip(jobs, _readers().map(_read_span, jobs), strict=True):
+            self.unreadable += [(disk, hole, size) for hole, size in holes]
+            for number, is_zero in enumerate(zero):
+                first = number * BLOCK_BYTES
+                size = min(BLOCK_BYTES, len(part) - first)
+                self._take(disk, (offset + first, size), at + first, is_zero, holes)
+            at += -(-len(part) // BLOCK_BYTES) * BLOCK_BYTES
+
+    def read_differing(self, blocks: Iterable[tuple[DiskPlace, int, Differing]]) -> None:
         """Read the blocks (with their descriptors); take over the pieces that differ from the replica's."""
-        view = memoryview(memory)
+        view = self._view
         jobs = []
         for number, (place, descriptor, wanted) in enumerate(blocks):
             offset = wanted.block * BLOCK_BYTES
             size = min(BLOCK_BYTES, place.disk.size_bytes - offset)
             content = view[number * BLOCK_BYTES : number * BLOCK_BYTES + size]
             jobs.append((descriptor, offset, content, wanted))
-        for (_, offset, content, wanted), (holes, pieces) in zip(
-            jobs, _readers().map(_read_and_compare, jobs), strict=True
-        ):
+        answers = _readers().map(_read_and_compare, jobs)
+        for number, ((_, offset, content, wanted), (holes, pieces)) in enumerate(zip(jobs, answers, strict=True)):
             self.unreadable += [(wanted.disk_index, hole, size) for hole, size in holes]
             for at, size in pieces:
-                self._classify(wanted.disk_index, (offset + at, size), content[at : at + size], holes)
+                is_zero = _is_zero(content[at : at + size])
+                self._take(wanted.disk_index, (offset + at, size), number * BLOCK_BYTES + at, is_zero, holes)
 
-    def _classify(self, disk: int, block: Run, content: memoryview, holes: Sequence[tuple[int, int]]) -> None:
-        """A block that is all zero becomes a ZERO extent, holes are left out, all else is DATA."""
+    def _take(self, disk: int, block: Run, at: int, is_zero: bool, holes: Sequence[tuple[int, int]]) -> None:
+        """What was read to ``at``: all zero becomes a ZERO extent, holes are left out, all else is DATA."""
         offset, size = block
         if any(hole < offset + size and offset < hole + hole_size for hole, hole_size in holes):
             for first, count in _without(offset, size, holes):
                 self._add(disk, Operation.DATA, first, count)
-                self._append(content[first - offset : first - offset + count])
-        elif content[:64] == _ZERO_BLOCK[:64] and content == _ZERO_BLOCK[:size]:
+                self._append(at + first - offset, count)
+        elif is_zero:
             self._add(disk, Operation.ZERO, offset, size)
         else:
             self._add(disk, Operation.DATA, offset, size)
-            self._append(content)
+            self._append(at, size)
 
     def _add(self, disk: int, operation: Operation, offset: int, length: int) -> None:
         if self._rows:
@@ -164,15 +187,30 @@ class Gathered:
                 return
         self._rows.append((disk, operation, offset, length))
 
-    def _append(self, content: memoryview) -> None:
-        self.payload.append(content)
-        self.payload_bytes += len(content)
+    def _append(self, at: int, size: int) -> None:
+        self.payload_bytes += size
+        if self._parts and self._parts[-1][1] == at:
+            self._parts[-1] = (self._parts[-1][0], at + size)
+        else:
+            self._parts.append((at, at + size))
 
     def table(self) -> bytes:
         flag = int(ExtentFlag.REREAD)
         return b"".join(
             EXTENT.pack(disk, operation, flag, length, offset) for disk, operation, offset, length in self._rows
         )
+
+
+def _is_zero(content: memoryview) -> bool:
+    """Copies: comparing a view goes byte by byte."""
+    return bytes(content[:64]) == _ZERO_BLOCK[: len(content[:64])] and bytes(content) == _ZERO_BLOCK[: len(content)]
+
+
+def _read_span(job: tuple[int, int, int, memoryview]) -> tuple[list[tuple[int, int]], list[bool]]:
+    """What could not be read, as ``read_direct`` tells it, and which of the blocks are all zero."""
+    _, descriptor, offset, part = job
+    holes = read_direct(descriptor, part, offset)
+    return holes, [_is_zero(part[at : at + BLOCK_BYTES]) for at in range(0, len(part), BLOCK_BYTES)]
 
 
 def _read_and_compare(

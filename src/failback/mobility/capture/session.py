@@ -76,7 +76,7 @@ class CaptureSession:
         self._readers = {
             place.disk.index: os.open(place.disk.device, os.O_RDONLY | os.O_DIRECT) for place in self._places
         }
-        self._buffer = rereading.ReadBuffer()
+        self._buffers = rereading.ReadBuffers()
         self._pending_owner: dict[int, int] = {}  # global block -> generation of the last round that took it
         self._stuck_since: dict[tuple[int, int], float] = {}
         self._fence = threading.Lock()
@@ -306,6 +306,7 @@ class CaptureSession:
         taken = self._take_dirty(limit_blocks)
         if not taken:
             self._leave_degraded()
+            self._buffers.forget()
             return None
         runs = [run for _, run in taken]
         untracked = self._control.get("untracked")
@@ -329,18 +330,15 @@ class CaptureSession:
             self._settle_lost(generation)
             return round_failed
         faults.point("capture.reread_before_read")
-        gathered = rereading.Gathered()
-        memory = self._buffer.take(sum(count for _, count in runs) * BLOCK_BYTES)
-        at = 0
+        memory = self._buffers.take(sum(count for _, count in runs) * BLOCK_BYTES)
+        gathered = rereading.Gathered(memory)
         try:
-            for place, run in taken:
-                at += gathered.read_run(place, run, self._readers[place.disk.index], memory, at)
-                at += -at % PAGE_BYTES
+            gathered.read_runs([(place, run, self._readers[place.disk.index]) for place, run in taken])
         except BaseException:
             self.reread_abandoned(Reread(p0, p0, b"", (), 0, blocks, False, "not read", generation=generation))
             raise
         return Reread(p0, self._ring.produced(), gathered.table(), gathered.payload, gathered.payload_bytes, blocks, True, "",
-                      tuple(gathered.unreadable), generation)  # fmt: skip
+                      tuple(gathered.unreadable), generation, memory=memory)  # fmt: skip
 
     def reread_differing(self, wanted: Sequence[Differing]) -> Reread:
         """A D8 round over blocks that a comparison found different: of each, the pieces that differ from the replica's.
@@ -360,12 +358,21 @@ class CaptureSession:
             reason = "older writes are still in flight" if not done else "the in-flight table was full"
             self._settle_lost(generation)
             return Reread(p0, p0, b"", (), 0, (), False, reason, generation=generation, compared=wanted)
-        gathered = rereading.Gathered()
-        memory = self._buffer.take(len(blocks) * BLOCK_BYTES)
+        memory = self._buffers.take(len(blocks) * BLOCK_BYTES)
+        gathered = rereading.Gathered(memory)
         places = [(self._by_index[one.disk_index], self._readers[one.disk_index], one) for one in blocks]
-        gathered.read_differing(places, memory)
+        gathered.read_differing(places)
         return Reread(p0, self._ring.produced(), gathered.table(), gathered.payload, gathered.payload_bytes, (), True, "",
-                      tuple(gathered.unreadable), generation, wanted)  # fmt: skip
+                      tuple(gathered.unreadable), generation, wanted, memory)  # fmt: skip
+
+    def give_back(self, reread: Reread) -> None:
+        """Its payload was copied: the memory serves another round. From any thread; without it the memory is just freed."""
+        if reread.memory is not None:
+            self._buffers.give_back(reread.memory)
+
+    def forget_buffers(self) -> None:
+        """No pass is open: the memory of the rounds is freed."""
+        self._buffers.forget()
 
     def reread_durable(self, reread: Reread) -> None:
         """The re-read is spooled: its blocks are no longer pending. Release the records up to its p0 first: coming again after a

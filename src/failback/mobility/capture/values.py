@@ -2,11 +2,12 @@
 
 Positions are byte positions in the machine's kernel ring: they grow with submission order and never repeat while the
 ring lives. Blocks are 64 KiB (``model.stream.BLOCK_BYTES``) and counted from 0 on each disk. Views in ``payload`` point
-into the kernel ring or into a reused read buffer: copy or send them before ``release`` or the next ``reread``.
+into the kernel ring or into a round's memory: copy or send them before ``release``, or before that memory is given back.
 """
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,7 +68,7 @@ class Reread:
     end_position: int
     extents: bytes
     payload: Sequence[memoryview | bytes]
-    """Views into the session's read buffer, valid until the next ``reread``."""
+    """Views into ``memory``, valid until it is given back."""
     payload_bytes: int
     blocks: Sequence[tuple[int, int]]
     """(disk index, block) of every block taken, unreadable ones included."""
@@ -79,6 +80,7 @@ class Reread:
     """The round's number."""
     compared: Sequence[Differing] = ()
     """Instead of ``blocks``: of these only the pieces that differ are in it; they were not dirty and are not pending."""
+    memory: mmap.mmap | None = None
 
 
 @dataclass(frozen=True, slots=True)
