@@ -161,6 +161,11 @@ class Chain:
                 stdout=log, stderr=log, env=environment, start_new_session=True,
             )  # fmt: skip
 
+    def restart(self, role: Role) -> None:
+        """Launch it again after it ended."""
+        self.planes[role].status = {}
+        self._launch(role)
+
     def _listening(self) -> None:
         self.until(lambda: all(self.planes[role].status for role in self.roles), 60)
         for port in [port for role, port in self.ports.items() if role in self.roles]:

@@ -76,12 +76,13 @@ class Ground:
         self._stack.callback(run, "losetup", "-d", device, check=False)
         return device
 
-    def volume(self, name: str, size_bytes: int) -> Path:
-        """An ext4 file system on an image of its own: another disk."""
+    def volume(self, name: str, size_bytes: int, kind: str = "ext4") -> Path:
+        """A file system on an image of its own: another disk."""
         image = self.on_disk / f"{name}.image"
         sparse(image, size_bytes)
         device = self.loop(image)
-        run("mkfs.ext4", "-q", "-E", "lazy_itable_init=0", device)
+        options = ["-E", "lazy_itable_init=0"] if kind == "ext4" else []
+        run(f"mkfs.{kind}", "-q", *options, device)
         point = self.on_disk / name
         point.mkdir()
         run("mount", device, str(point))

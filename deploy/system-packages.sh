@@ -10,7 +10,7 @@ packages=(
   clang llvm libbpf-dev libbpf1                 # the capture program and its loader
   mmdebstrap debian-archive-keyring             # the guest image (Ubuntu lacks Debian's keys)
   e2fsprogs xfsprogs btrfs-progs dosfstools     # file systems in the tests
-  fio nbdkit libnbd-bin rsync util-linux iproute2 kmod
+  fio nbdkit libnbd-bin python3-libnbd rsync util-linux iproute2 kmod
   postgresql                                    # commits that have to survive, in the chaos tests
 )
 
