@@ -98,6 +98,8 @@ class Chain:
     policy: ReplicationPolicy = field(default_factory=lambda: ReplicationPolicy(name="bench"))
     ring_megabytes: int = 64
     heartbeat_seconds: float = 0.25
+    megabits: int = 0
+    """Rate of the link from the machine to its process server; 0: no limit."""
     roles: tuple[Role, ...] = COMPONENT_ROLES
     """Those that are started."""
     processes: dict[Role, subprocess.Popen[bytes]] = field(default_factory=dict)
@@ -114,11 +116,15 @@ class Chain:
             for role in COMPONENT_ROLES
         }
         self.ports = {role: _free_port() for role in (Role.PROCESS_SERVER, Role.MASTER_TARGET)}
+        self.agent_port = self.ports[Role.PROCESS_SERVER]
+        self._link: subprocess.Popen[bytes] | None = None
         try:
             self._configure()
             for role in self.roles:
                 self._launch(role)
             self._listening()
+            if self.megabits:
+                self._slow_link()
         except BaseException:
             self.close()
             raise
@@ -161,6 +167,13 @@ class Chain:
                 stdout=log, stderr=log, env=environment, start_new_session=True,
             )  # fmt: skip
 
+    def _slow_link(self) -> None:
+        port = str(self.ports[Role.PROCESS_SERVER])
+        self.agent_port = _free_port()
+        command = [sys.executable, str(ROOT / "bench" / "slow_link.py"), str(self.agent_port), port, str(self.megabits)]
+        self._link = subprocess.Popen(command)
+        self.until(lambda: _connects(self.agent_port), 30)
+
     def restart(self, role: Role) -> None:
         """Launch it again after it ended."""
         self.planes[role].status = {}
@@ -172,6 +185,9 @@ class Chain:
             self.until(lambda port=port: _connects(port), 30)
 
     def close(self) -> None:
+        if self._link is not None:
+            self._link.kill()
+            self._link.wait()
         for process in self.processes.values():
             process.terminate()
         for process in self.processes.values():
@@ -250,7 +266,7 @@ class Chain:
                 epoch=self.epoch,
                 pass_id=pass_id,
                 disks=(disk,),
-                process_server=Endpoint("127.0.0.1", self.ports[Role.PROCESS_SERVER], ComponentId(self.server_id)),
+                process_server=Endpoint("127.0.0.1", self.agent_port, ComponentId(self.server_id)),
                 batch_milliseconds=batch_milliseconds,
             )
         )

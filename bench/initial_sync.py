@@ -26,10 +26,10 @@ def nbdkit_certificates(directory: Path) -> Path:
     return directory
 
 
-def nbdcopy(device: str, target: Path, size: int, certificates: Path | None) -> tuple[float, float]:
+def nbdcopy(device: str, target: Path, size: int, certificates: Path | None, megabits: int = 0) -> tuple[float, float]:
     """Seconds from the start of nbdcopy until the copy is flushed, and processor seconds of both ends."""
     used = _children_cpu()
-    seconds = _nbdcopy(device, target, size, certificates)
+    seconds = _nbdcopy(device, target, size, certificates, megabits)
     return seconds, _children_cpu() - used
 
 
@@ -39,13 +39,27 @@ def _children_cpu() -> float:
     return times.children_user + times.children_system
 
 
-def _nbdcopy(device: str, target: Path, size: int, certificates: Path | None) -> float:
+def _nbdcopy(device: str, target: Path, size: int, certificates: Path | None, megabits: int) -> float:
     sparse(target, size)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     secured = [f"--tls-certificates={certificates}", "--tls=require", "--tls-verify-peer"] if certificates else []
-    with process("nbdkit", "-f", "-i", "127.0.0.1", "-p", str(port), *secured, "file", f"file={target}"):
+    slowed = (["--filter=rate"], [f"rate={megabits * 1_000_000}", "burstiness=0.1"]) if megabits else ([], [])
+    server = (
+        "nbdkit",
+        "-f",
+        "-i",
+        "127.0.0.1",
+        "-p",
+        str(port),
+        *secured,
+        *slowed[0],
+        "file",
+        f"file={target}",
+        *slowed[1],
+    )
+    with process(*server):
         for _ in range(500):
             try:
                 socket.create_connection(("127.0.0.1", port), 1).close()
@@ -58,10 +72,12 @@ def _nbdcopy(device: str, target: Path, size: int, certificates: Path | None) ->
         return time.monotonic() - began
 
 
-def ours(ground: Ground, device: str, target: Path, number: int) -> tuple[float, bool, dict[str, Any]]:
+def ours(
+    ground: Ground, device: str, target: Path, number: int, *, megabits: int = 0
+) -> tuple[float, bool, dict[str, Any]]:
     chain = Chain(
         ground.on_disk / f"chain-{number}", device, SIZE, spool=ground.on_disk / f"spool-{number}",
-        journal=target / f"journal-{number}", target=target / f"store-{number}",
+        journal=target / f"journal-{number}", target=target / f"store-{number}", megabits=megabits,
     )  # fmt: skip
     with chain:
         chain.attach(create=True)
