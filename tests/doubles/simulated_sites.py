@@ -35,6 +35,8 @@ from failback.model.components import (
     OrderState,
     ReplicaStatus,
     Role,
+    ScrubFinding,
+    ScrubStatus,
     SyncProgress,
     ViewExport,
     ViewStatus,
@@ -278,6 +280,7 @@ class Components:
             disks=self._disks(), sync_done=done, sync=sync, landed_sequence=min(99, agent["ticks"]),
             freeze="frozen" if agent["frozen"] else "", linked=True,
             problem=self._problem("agent problem", agent["epoch"]),
+            scrub=records.decode(agent["scrub"], ScrubStatus) if agent.get("scrub") else None,
         )  # fmt: skip
 
     def _disks(self) -> tuple[DiskFacts, ...]:
@@ -292,6 +295,13 @@ class Components:
 
     def _agent_order(self, state: dict[str, Any], order: Order) -> dict[str, Any]:
         agent = state["agent"]
+        if order.kind == kinds.SCRUB:
+            found = (ScrubFinding(1, 65536, 8192, 1),)
+            status = ScrubStatus(
+                order.arguments["scrub_id"], "finished", 1, time.time_ns(), 2 << 20, 2 << 20, found, 8192
+            )
+            agent["scrub"] = records.encode(status)
+            return {}
         if order.kind == kinds.THAW:
             if agent["frozen"]:
                 agent["frozen"] = ""

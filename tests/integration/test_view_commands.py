@@ -85,3 +85,24 @@ def test_views_and_gaps(site: SiteProcess) -> None:
     assert [gap["properties"]["cause"] for gap in gaps] == ["SYNC", "OVERFLOW"]
     assert gaps[0]["properties"]["ended"] is None
     assert "OVERFLOW" in _failback(site, "point", "gaps", "ledger").stdout
+
+
+def test_scrub(site: SiteProcess) -> None:
+    """After the story above: what the agent found becomes an event with its extent, once."""
+    begun = json.loads(_failback(site, "scrub", "ledger", "--rate", "50", "--json").stdout)
+    shown = _eventually(
+        lambda: (
+            (found := json.loads(_failback(site, "item", "show", "ledger", "--json").stdout)["properties"])
+            and found["providerSpecificDetails"]["failback"]["scrub"]
+        )
+    )
+    assert shown["scrubId"] == begun["scrubId"] and shown["repairedBytes"] == 8192
+    assert "8.0 KiB were wrong and are repaired" in _failback(site, "item", "show", "ledger").stdout
+    _failback(site, "scrub", "ledger")
+    events = _eventually(
+        lambda: len(found := [event["properties"] for event in json.loads(_failback(site, "event", "list", "--json").stdout)
+                              if event["properties"]["eventCode"] in ("ECH0021", "ECH0022")]) >= 4 and found
+    )  # fmt: skip
+    assert [event["eventCode"] for event in events] == ["ECH0022", "ECH0021"] * 2
+    assert "disk 1 was wrong at bytes 65536 to 73727" in events[1]["description"]
+    assert events[1]["severity"] == "Critical"

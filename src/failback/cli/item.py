@@ -138,6 +138,7 @@ def show(name: ItemName, as_json: AsJson = False) -> None:
             ("changed / sent", f"{size(own['bytesChanged'])} / {size(own['bytesSent'])}"),
             ("waiting", f"{size(own['stream']['backlogBytes'])} at the machine, {size(own['stream']['spooledBytes'])} spooled"),
             ("gap", own["gap"] or "none"),
+            ("scrub", _scrub(own["scrub"])),
         ]
     )  # fmt: skip
     for error in properties["healthErrors"]:
@@ -145,6 +146,15 @@ def show(name: ItemName, as_json: AsJson = False) -> None:
         if error["recommendedAction"]:
             tell(f"  what to do: {error['recommendedAction']}")
     _print_disks(item)
+
+
+def _scrub(scrub: dict[str, Any] | None) -> str:
+    if scrub is None:
+        return "-"
+    wrong = f"{size(scrub['repairedBytes'])} were wrong and are repaired" if scrub["repairedBytes"] else "nothing wrong"
+    if scrub["state"] == "finished":
+        return f"{moment(scrub['finished'])}, {wrong}"
+    return f"{scrub['state']}, {size(scrub['bytesCompared'])} of {size(scrub['bytesTotal'])} compared, {wrong}"
 
 
 def _held_back(bandwidth: dict[str, Any]) -> str:

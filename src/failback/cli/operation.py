@@ -273,6 +273,24 @@ def resync(
         _run(api, f"{ITEMS}/{name}/repairReplication", body, no_wait, as_json)
 
 
+def scrub(
+    name: ItemName,
+    *,
+    rate: Annotated[
+        float,
+        typer.Option(metavar="MB/S", help="How fast, in 10^6 bytes a second; 0: the machine's own setting.", min=0),
+    ] = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the disks with the replica in the background; what is wrong there is repaired and becomes an event."""
+    with server() as api:
+        begun = api.post(f"{ITEMS}/{name}/scrub", {"properties": {"bytesPerSecond": rate * 1e6}})
+    if as_json:
+        print_json(begun)
+    else:
+        typer.echo(f"scrub {begun['scrubId']} has begun; failback item show {name} says how far it is")
+
+
 def _run(api: Api, path: str, body: Any, no_wait: bool, as_json: bool) -> None:
     job_id = api.start(path, body)
     if not no_wait:

@@ -14,13 +14,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from failback.errors import ConflictError, NotSupportedError
 from failback.mobility.capture.session import CaptureSession
-from failback.mobility.capture.values import Reread
+from failback.mobility.capture.values import Differing, Reread
 from failback.mobility.hashing import BlockHasher, Hashed
 from failback.mobility.memory import MemoryFile
 from failback.mobility.passes import PIECE_BYTES, Chunk, SyncPass, has_pieces
 from failback.mobility.resuming import Call
-from failback.model.components import MobilityAssignment, SourceDisk, SyncMode, SyncProgress
+from failback.mobility.scrubbing import PAUSE_SECONDS, ScrubPass
+from failback.model.components import MobilityAssignment, ScrubStatus, SourceDisk, SyncMode, SyncProgress
 from failback.model.stream import BLOCK_BYTES
 from failback.protocol.messages import PIECE_DIGESTS, DigestReply, Digests, Welcome
 from failback.runtime import logs
@@ -52,13 +54,55 @@ class Comparing:
         self._key = secrets.randbits(63)
         self._remembered_at = 0.0
         self._piece_bytes = 0
+        self.scrub_before: ScrubStatus | None = None
 
     def greeted(self, welcome: Welcome) -> None:
         """What the process server can relay decides what is asked for."""
         self._piece_bytes = PIECE_BYTES if PIECE_DIGESTS in welcome.features else 0
 
     def progress(self) -> tuple[SyncProgress, ...]:
-        return self.current.progress(False) if self.current is not None else self.progress_before
+        current = self.current
+        return current.progress(False) if current is not None and not current.background else self.progress_before
+
+    @property
+    def holding(self) -> bool:
+        """Whether a pass is open that others have to wait for: not a scrub."""
+        return self.current is not None and not self.current.background
+
+    # --- scrubbing --------------------------------------------------------------------------------------------------
+
+    def scrub(self, scrub: ScrubPass) -> None:
+        """Begin, unless this one runs. Raises ConflictError while a pass or another scrub is open."""
+        if self.current is not None and self.current.pass_id != scrub.pass_id:
+            raise ConflictError("the disks are being compared already", code="ComparisonRunning", retryable=True,
+                                remedy="wait until that is over")  # fmt: skip
+        if not self._piece_bytes:
+            raise NotSupportedError("a server on the way to the replica cannot relay what a scrub asks for",
+                                    remedy="upgrade the process server and the master target")  # fmt: skip
+        if self.current is None:
+            self.current = scrub
+            self.settled = True  # what differs is read again after every older write (D8)
+            self._hash_wake.set()
+            log.info("scrub begins", scrub_id=scrub.pass_id)
+
+    def scrub_status(self) -> ScrubStatus | None:
+        return self.current.status("running") if isinstance(self.current, ScrubPass) else self.scrub_before
+
+    def batch(self, extents: bytes, sent: Sequence[Differing], in_gap: bool) -> None:
+        """A batch with these extents is about to go out; ``sent``: what differed and was read again in it."""
+        if isinstance(self.current, ScrubPass):
+            known = self.current.repaired_bytes
+            self.current.batch(extents, sent, in_gap, time.time_ns())
+            if self.current.repaired_bytes > known:
+                log.error("the replica was wrong and is repaired", scrub_id=self.current.pass_id,
+                          bytes=self.current.repaired_bytes - known)  # fmt: skip
+
+    def end_scrub(self, state: str) -> None:
+        if isinstance(self.current, ScrubPass):
+            self.scrub_before = self.current.status(state, time.time_ns())
+            self.current = None
+            log.info("scrub ended", scrub_id=self.scrub_before.scrub_id, state=state,
+                     repaired_bytes=self.scrub_before.repaired_bytes)  # fmt: skip
 
     # --- for the pump -----------------------------------------------------------------------------------------------
 
@@ -84,6 +128,7 @@ class Comparing:
     def start_over(self) -> None:
         """Writes of unknown extent were missed: compare every disk from the beginning."""
         self._memory.update(compare_all=True, compared_blocks={})
+        self.end_scrub("interrupted")
         modes = [(disk, SyncMode.COMPARE) for disk in self._assignment.disks]
         self.current = SyncPass(self._assignment.pass_id, modes)
         self._hash_wake.set()
@@ -110,6 +155,9 @@ class Comparing:
 
     def finish(self) -> None:
         assert self.current is not None
+        if self.current.background:
+            self.end_scrub("finished")
+            return
         self.progress_before = self.current.progress(True)
         self.current = None
         self._session.forget_buffers()
@@ -122,6 +170,9 @@ class Comparing:
         chunk = self.current.answered(reply, self._key) if self.current is not None else None
         if self.current is None or chunk is None:
             return None
+        if self.current.background:
+            self._hash_wake.set()
+            return chunk
         if any(reply.differing) and not has_pieces(reply):
             await self._call(self._session.mark_dirty, chunk.disk_index, chunk.first_block, reply.differing)
         now = time.monotonic()
@@ -136,7 +187,7 @@ class Comparing:
         """The item for what was hashed; None when it was hashed for a pass that another one replaced."""
         if self.current is None or not self.current.owns(hashed.chunk):
             return None
-        for block in hashed.unreadable:
+        for block in () if self.current.background else hashed.unreadable:
             await self._call(self._session.mark_dirty, hashed.chunk.disk_index, block, 1)
         self.current.sent(sequence, hashed.chunk)
         return Digests(
@@ -158,6 +209,14 @@ class Comparing:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def _hash_news(self, seconds: float | None) -> None:
+        """Wait for something to hash, at most so long."""
+        waiting = asyncio.ensure_future(self._hash_wake.wait())
+        try:
+            await asyncio.wait([waiting], timeout=seconds)
+        finally:
+            waiting.cancel()
+
     async def _hash(self, threads: ThreadPoolExecutor) -> None:
         loop = asyncio.get_running_loop()
         readers: dict[int, BlockHasher] = {}
@@ -167,9 +226,9 @@ class Comparing:
             while True:
                 self._hash_wake.clear()
                 current = self.current
-                chunk = current.next_chunk() if current is not None and self.settled else None
+                chunk = current.next_chunk(time.monotonic()) if current is not None and self.settled else None
                 if chunk is None:
-                    await self._hash_wake.wait()
+                    await self._hash_news(PAUSE_SECONDS if current is not None and current.background else None)
                     continue
                 if chunk.disk_index not in readers:
                     index = chunk.disk_index

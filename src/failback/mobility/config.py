@@ -38,6 +38,9 @@ class MobilityConfig:
     pre_script: str = ""
     post_script: str = ""
     script_timeout_seconds: float = 30.0
+    scrub_every_hours: float = 168.0
+    """How often the disks are compared with the replica in the background; 0: only when it is asked for."""
+    scrub_megabytes_per_second: float = 20.0
     hold_groups: tuple[str, ...] = ()
     """Control groups (``/system.slice``) that a replication group's mark stops; empty: all but init's and this service's."""
     log_level: str = "INFO"

@@ -44,6 +44,8 @@ class StreamMemory:
     """Of the journal that this epoch's items landed in (D7)."""
     lease_marks: tuple[MarkId, ...] = ()
     """Marks of freeze leases that were begun: none is ever begun twice (D20)."""
+    compared_at: float = 0.0
+    """Wall time, seconds, when the disks were last compared as a whole; 0: not known."""
     post_script_owed: str = ""
     """The occasion of a post-script whose pre-script was begun: whoever dies in between, the next life runs it."""
 

@@ -108,6 +108,10 @@ class _Unanswered:
 class SyncPass:
     """One pass under one id. ``begin_at`` (blocks answered before a restart, by disk index) lets it go on."""
 
+    background = False
+    """Whether nothing waits for it (``scrubbing``)."""
+    chunk_blocks = CHUNK_BLOCKS
+
     def __init__(self, pass_id: PassId, modes: Sequence[tuple[SourceDisk, SyncMode]],
                  begin_at: dict[int, int] | None = None) -> None:  # fmt: skip
         self.pass_id = pass_id
@@ -137,8 +141,9 @@ class SyncPass:
         what it sends must not look like a comparison to a journal that needs one (D7)."""
         return bool(self.disks) and not (self.read and dirty_blocks == 0)
 
-    def next_chunk(self) -> Chunk | None:
-        """What to hash next; None when nothing is left or enough is unanswered. The chunk counts as taken."""
+    def next_chunk(self, now: float = 0.0) -> Chunk | None:
+        """What to hash next; None when nothing is left or enough is unanswered (or, of a scrub, when it is too early, on the
+        monotonic clock). The chunk counts as taken."""
         if len(self._unanswered) >= MOST_UNANSWERED or len(self._waiting) >= MOST_WAITING:
             return None
         chunk = self._next_chunk()
@@ -153,7 +158,7 @@ class SyncPass:
             if state.again:
                 return state.again.popleft()
             if state.next_block < state.blocks:
-                count = min(CHUNK_BLOCKS, state.blocks - state.next_block)
+                count = min(self.chunk_blocks, state.blocks - state.next_block)
                 chunk = Chunk(state.disk.index, state.next_block, count)
                 state.next_block += count
                 return chunk

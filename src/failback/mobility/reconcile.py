@@ -25,6 +25,7 @@ from failback.mobility.group import GroupMember
 from failback.mobility.hold import release_left_over
 from failback.mobility.leases import Leases, Running
 from failback.mobility.memory import MemoryFile
+from failback.mobility.scrubs import Scrubs
 from failback.mobility.selftest import self_test_without_capture
 from failback.mobility.stream import Stream
 from failback.model import orders
@@ -76,6 +77,7 @@ class Reconciler:
         self._ended: tuple[int, str] = (0, "")
         """The epoch whose stream cannot go on, and why."""
         self._leases = Leases(config, self._memory, self._running, changed)
+        self._scrubs = Scrubs(config, self._memory, lambda: self._stream)
 
     # --- for the control loop ---------------------------------------------------------------------------------------
 
@@ -102,6 +104,7 @@ class Reconciler:
             orders.APP_CONSISTENT_MARK: self._leases.app_consistent_mark,
             orders.FREEZE_LEASE: self._leases.freeze_lease,
             orders.THAW: self._leases.thaw,
+            orders.SCRUB: self._scrubs.order,
         }
 
     def status(self) -> MobilityStatus:
@@ -122,7 +125,7 @@ class Reconciler:
             spooled_sequence=stream.spooled_sequence, landed_sequence=stream.landed_sequence,
             landed_ring=stream.landed_ring, backlog_bytes=stream.backlog_bytes, bytes_changed=stream.bytes_changed,
             bytes_sent=stream.bytes_sent, lag=stream.figures(), gap=stream.gap, freeze=basic.freeze,
-            linked=stream.linked, firmware=self._firmware, problem=self._problem(stream),
+            linked=stream.linked, firmware=self._firmware, problem=self._problem(stream), scrub=stream.scrub_status(),
             bandwidth=self._pacer.figures(),
         )  # fmt: skip
 
@@ -140,6 +143,7 @@ class Reconciler:
         self._changed()
         await asyncio.to_thread(release_left_over, self._config.runtime_directory)
         settling = asyncio.create_task(self._leases.settle(), name="post-script owed")
+        scrubbing = asyncio.create_task(self._scrubs.run(), name="scrubs")
         watching = asyncio.create_task(self._watch_disks(), name="disks")
         try:
             if self._wanted is None:
@@ -159,6 +163,7 @@ class Reconciler:
                     await self._protect(wanted)
         finally:
             settling.cancel()
+            scrubbing.cancel()
             watching.cancel()
             await self._leases.end()
             await asyncio.shield(self._close())

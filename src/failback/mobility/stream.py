@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from failback.errors import FailbackError, FreezeError
+from failback.errors import ConflictError, FailbackError, FreezeError
 from failback.mobility import assemble, gaps
 from failback.mobility.capture.session import CaptureSession
 from failback.mobility.capture.values import Differing
@@ -39,9 +39,10 @@ from failback.mobility.outstanding import (
 from failback.mobility.packing import Packing, Parts
 from failback.mobility.passes import has_pieces
 from failback.mobility.resuming import decide_pass, resume
+from failback.mobility.scrubbing import ScrubPass
 from failback.mobility.settling import settle
 from failback.mobility.upstream import Upstream
-from failback.model.components import LagFigures, MobilityAssignment, SyncProgress
+from failback.model.components import LagFigures, MobilityAssignment, ScrubStatus, SyncProgress
 from failback.model.ids import NO_GROUP, GroupId, MarkId
 from failback.model.stream import Codec, GapCause, MarkKind
 from failback.protocol.messages import Batch, DigestReply, Welcome
@@ -120,7 +121,22 @@ class Stream:
 
     @property
     def comparing(self) -> bool:
-        return self._comparing.current is not None
+        return self._comparing.holding
+
+    def scrub(self, scrub_id: str, bytes_per_second: float) -> None:
+        """Compare the disks with the replica in the background. Raises ConflictError, NotSupportedError."""
+        if not self._begun:
+            raise ConflictError("the stream is being opened", code="NotCapturing", retryable=True)
+        self._comparing.scrub(ScrubPass(scrub_id, self.assignment.disks, bytes_per_second, time.time_ns()))
+        self._changed()
+
+    def ended_scrub(self) -> ScrubStatus | None:
+        """The stream is over, and the scrub with it."""
+        self._comparing.end_scrub("interrupted")
+        return self._comparing.scrub_before
+
+    def scrub_status(self) -> ScrubStatus | None:
+        return self._comparing.scrub_status()
 
     def known_incarnation(self) -> str:
         return self._upstream.known_incarnation()
@@ -135,6 +151,7 @@ class Stream:
             self.lag, self.bytes_changed = earlier.lag, earlier.bytes_changed
             self._sent_before = earlier.bytes_sent
             self._comparing.progress_before = earlier.progress()
+        self._comparing.scrub_before = earlier.ended_scrub()
 
     @property
     def sent_sequence(self) -> int:
@@ -327,14 +344,14 @@ class Stream:
             current = self._comparing.current
             if item.consistent and current is not None and current.read:
                 self._comparing.finish()
-                self.pass_done = bool(self.assignment.pass_id)
+                self.pass_done = self.pass_done or (bool(self.assignment.pass_id) and not current.background)
                 self._changed()
         self._comparing.landed(self._outstanding.landed_sequence)
 
     async def _take_reply(self, reply: DigestReply) -> None:
         comparing = self._comparing
         chunk = await comparing.take_reply(reply)
-        if chunk is None:
+        if chunk is None or not comparing.holding:
             return
         if any(reply.differing) and not has_pieces(reply):
             self._dirty = max(1, self._dirty)
@@ -379,7 +396,11 @@ class Stream:
 
     def _batch_due(self, waiting: int, elapsed: float) -> bool:
         current = self._comparing.current
-        closing = self._gap is not GapCause.NONE and not self._dirty and (current is None or current.read)
+        closing = (
+            self._gap is not GapCause.NONE
+            and not self._dirty
+            and (not self.comparing or current is None or current.read)
+        )
         if closing and current is not None and elapsed >= CLOSING_SECONDS:
             return True
         if elapsed < interval_seconds(self.assignment.batch_milliseconds, self._outstanding.unlanded_items):
@@ -403,6 +424,7 @@ class Stream:
         pass_open = self._session.outgrown or (current is not None and current.holds_back(content.dirty_blocks))
         gap = self._gaps.decide(content.counters, dirty_blocks=content.dirty_blocks, pass_open=pass_open,
                                 end_position=content.end_position)  # fmt: skip
+        self._comparing.batch(content.extents, () if content.refused else differing, gap is not GapCause.NONE)
         await self._send_batch(content, gap, mark)
         return True
 
@@ -442,7 +464,7 @@ class Stream:
             sequence=sequence, end_position=content.end_position, wire_bytes=content.payload_bytes + len(content.extents),
             captured_bytes=content.captured_bytes, oldest_ktime_ns=content.oldest_ktime_ns,
             newest_ktime_ns=content.newest_ktime_ns, extents=content.extents, reread=content.reread,
-            consistent=gap is GapCause.NONE and (current is None or current.read),
+            consistent=gap is GapCause.NONE and (current is None or current.background or current.read),
         )  # fmt: skip
         self._outstanding.add(item)
         if (gap is GapCause.NONE) != (self._gap is GapCause.NONE):

@@ -174,6 +174,31 @@ class SyncProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class ScrubFinding:
+    """A stretch that was wrong on the replica; the source's content is on its way there."""
+
+    disk_index: int
+    offset_bytes: int
+    length_bytes: int
+    found_wall_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubStatus:
+    """The running scrub, or the last one. ``findings`` are the first ones; ``repaired_bytes`` counts all."""
+
+    scrub_id: str
+    state: str
+    """running | finished | interrupted"""
+    started_wall_ns: int
+    finished_wall_ns: int = 0
+    bytes_total: int = 0
+    bytes_compared: int = 0
+    findings: tuple[ScrubFinding, ...] = ()
+    repaired_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class LagFigures:
     """Submit-to-landed lag of bytes, milliseconds, on the agent's own monotonic clock; since the epoch began."""
 
@@ -210,6 +235,7 @@ class MobilityStatus:
     gap: str = ""
     freeze: str = ""
     """Empty, or ``frozen`` while a lease is held."""
+    scrub: ScrubStatus | None = None
     linked: bool = False
     """The process server is connected."""
     firmware: str = ""

@@ -24,6 +24,7 @@ COMMIT_POINT = "commit-point"
 DETACH_REPLICA = "detach-replica"
 OPEN_VIEW = "open-view"
 CLOSE_VIEW = "close-view"
+SCRUB = "scrub"
 
 KINDS: dict[str, tuple[Role, ...]] = {
     PROBE: (Role.MOBILITY, Role.PROCESS_SERVER, Role.MASTER_TARGET),
@@ -39,6 +40,7 @@ KINDS: dict[str, tuple[Role, ...]] = {
     DETACH_REPLICA: (Role.MASTER_TARGET,),
     OPEN_VIEW: (Role.MASTER_TARGET,),
     CLOSE_VIEW: (Role.MASTER_TARGET,),
+    SCRUB: (Role.MOBILITY,),
 }
 
 
@@ -154,3 +156,15 @@ class OpenView:
 @dataclass(frozen=True, slots=True)
 class CloseView:
     view_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scrub:
+    """Begin to compare the disks with the replica in the background; what becomes of it stands in the agent's status.
+
+    No job owns it (see OpenView). The same id again changes nothing.
+    """
+
+    scrub_id: str
+    bytes_per_second: float = 0.0
+    """0: the agent's own rate."""

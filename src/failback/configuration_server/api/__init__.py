@@ -35,6 +35,7 @@ def arm_router(services: Services) -> APIRouter:
         readiness,
         recovery_points,
         replication_groups,
+        scrubs,
         views,
     )
     from failback.configuration_server.api.arm import VAULT
@@ -48,6 +49,7 @@ def arm_router(services: Services) -> APIRouter:
         protected_items,
         recovery_points,
         replication_groups,
+        scrubs,
         views,
         readiness,
         jobs,

@@ -15,7 +15,7 @@ from failback.configuration_server.api.item_view import ItemView
 from failback.configuration_server.database.events import VerdictRow
 from failback.configuration_server.database.items import ItemDiskRow, bandwidth_of
 from failback.model.bandwidth import BandwidthFigures
-from failback.model.components import SyncProgress
+from failback.model.components import ScrubStatus, SyncProgress
 from failback.protection.bandwidth_rules import spoken_rate, spoken_window
 from failback.protection.operations import Direction, Side
 from failback.protection.states import State, active_location, description
@@ -226,6 +226,7 @@ def _own(item: ItemView) -> dict[str, Any]:
         ],
         "recoveryPoints": len([point for point in item.points if not point.abandoned]),
         "abandonedReason": row.abandoned_reason,
+        "scrub": _scrub(status.scrub),
     }
 
 
@@ -240,6 +241,27 @@ def _bandwidth(item: ItemView) -> dict[str, Any]:
         "heldBack": now.held_back,
         "problem": now.problem,
     }
+
+
+def _scrub(scrub: ScrubStatus | None) -> dict[str, Any] | None:
+    if scrub is None:
+        return None
+    return {
+        "scrubId": scrub.scrub_id,
+        "state": scrub.state,
+        "started": timestamp(scrub.started_wall_ns),
+        "finished": timestamp(scrub.finished_wall_ns) if scrub.finished_wall_ns else None,
+        "bytesTotal": scrub.bytes_total,
+        "bytesCompared": scrub.bytes_compared,
+        "repairedBytes": scrub.repaired_bytes,
+        "findings": [
+            {
+                "disk": one.disk_index, "offsetBytes": one.offset_bytes, "lengthBytes": one.length_bytes,
+                "found": timestamp(one.found_wall_ns),
+            }
+            for one in scrub.findings
+        ],
+    }  # fmt: skip
 
 
 def sync_of(item: ItemView, disk_id: str) -> SyncProgress | None:

@@ -18,7 +18,7 @@ from failback.configuration_server.database.components import ComponentRow
 from failback.configuration_server.database.items import ItemRow
 from failback.configuration_server.database.jobs import JobRow
 from failback.configuration_server.database.orders import OrderRow
-from failback.configuration_server.registry import desired, points_cache
+from failback.configuration_server.registry import desired, points_cache, scrubs
 from failback.configuration_server.registry.admission import known
 from failback.configuration_server.registry.news import News
 from failback.errors import StaleEpochError
@@ -208,6 +208,7 @@ def _store(  # noqa: PLR0917
         item = item or _adopt(session, row)
         if item is not None:
             _match_disks(item, heartbeat)
+            scrubs.note(session, item, heartbeat.status, status_before, now)
             woken.append(item.item_id)
     elif desired.endpoint(row) != before:
         woken.extend(_dependents(session, row.component_id))
