@@ -11,6 +11,7 @@ from pathlib import Path
 
 from failback.errors import FailbackError
 from failback.mobility.capture import pins as pinned
+from failback.mobility.capture import probing
 from failback.mobility.capture.block_device import loop_device
 from failback.mobility.capture.session import DEFAULT_PIN_DIRECTORY, CaptureSession
 from failback.mobility.capture.values import CaptureDisk, SelfTest
@@ -26,6 +27,9 @@ PREFIX = "failback-self-test-"
 def self_test_without_capture() -> SelfTest:
     """Run it with pins of its own, removed in any case. Blocking, below a second natively. Never raises for a machine that
     cannot capture: that is what the result says."""
+    obstacle = probing.obstacle()
+    if obstacle is not None:
+        return SelfTest(False, f"this machine cannot be captured: {obstacle.sentence}. {obstacle.remedy}")
     pins = DEFAULT_PIN_DIRECTORY.with_name(f"{PREFIX}{os.getpid()}")
     try:
         with loop_device(DISK_BYTES) as device:

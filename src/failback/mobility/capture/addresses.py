@@ -8,12 +8,11 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from failback.errors import NotSupportedError
-from failback.mobility.capture import kernel_address, libbpf, pins
+from failback.mobility.capture import kernel_address, libbpf, pins, probing
 from failback.mobility.capture.block_device import check_disk, device_number, loop_device
 from failback.mobility.capture.layout import (
     BLOCKS_PER_PAGE,
@@ -29,23 +28,13 @@ from failback.model.stream import BLOCK_BYTES
 from failback.runtime import logs
 
 log = logs.get(__name__)
-_BTF = Path("/sys/kernel/btf/vmlinux")
 
 
 def probe(disks: Sequence[CaptureDisk], object_path: Path) -> None:
     """Look for every feature and load the programs for a trial. Raises NotSupportedError, ConfigurationError (disks)."""
-    if platform.machine() != "x86_64":
-        raise NotSupportedError(
-            f"capture does not know the memory layout of {platform.machine()}", code="ArchitectureNotSupported",
-            remedy="only x86_64 machines can be protected in this version",
-        )  # fmt: skip
-    if os.geteuid() != 0:
-        raise NotSupportedError(
-            "capturing writes needs root", code="RootNeeded", remedy="run the mobility service as root"
-        )
-    if not _BTF.exists():
-        raise NotSupportedError("this kernel describes no types (BTF)", code="BtfMissing",
-                                remedy="boot a kernel with CONFIG_DEBUG_INFO_BTF (Debian 12, Ubuntu 22.04)")  # fmt: skip
+    obstacle = probing.obstacle()
+    if obstacle is not None:
+        raise obstacle.error()
     for disk in disks:
         check_disk(disk)
     trial = libbpf.BpfObject(object_path)
