@@ -52,3 +52,35 @@ async def test_an_upgraded_service_goes_on_without_comparing(tmp_path: Path, cha
         kinds = {item.kind for item in world.receiver.items[items:]}
         assert kinds == {"batch"}  # no digests: nothing was compared
         assert world.plane.status["sync_done"] is True
+
+
+async def test_after_a_reboot_the_disks_are_compared_by_themselves_and_it_is_shown(tmp_path: Path) -> None:
+    """A reboot empties bpffs and the runtime directory; what was written while nothing captured is found by hash (D11)."""
+    async with World(tmp_path) as world:
+        world.plane.assign(world.assignment())
+        world.start()
+        await world.synced()
+        world.kill()
+        pins.remove(world.pins)
+        for path in (tmp_path / "run").iterdir():
+            path.unlink()
+        run("dd", "if=/dev/urandom", f"of={world.devices[0]}", "bs=64k", "count=5", "seek=77", "oflag=direct",
+            "conv=notrunc", "status=none")  # fmt: skip
+        seen: list[dict[str, object]] = []
+        world.plane.status = {}
+        items = len(world.receiver.items)
+        world.start()
+
+        def over() -> bool:
+            status = world.plane.status
+            seen.append(status)
+            return status.get("sync_done") is True and status.get("gap") == ""
+
+        await world.until(over, 60)
+        await world.settled()
+        assert world.same()
+        assert "digests" in {item.kind for item in world.receiver.items[items:]}
+        assert any(status.get("gap") == "sync" for status in seen)  # shown while it lasts
+        (progress,) = world.plane.status["sync"]
+        assert progress["bytes_compared"] == progress["bytes_total"]
+        assert 5 * 65536 <= progress["bytes_differing"] <= 16 * 65536
