@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from failback import __version__
-from failback.configuration_server.api import arm_router, faults
+from failback.configuration_server.api import arm_router, faults, metrics
 from failback.configuration_server.api.gate import Gate
 from failback.configuration_server.api.readiness import preflight_of
 from failback.configuration_server.api.services import Services, SiteFabric, Surroundings
@@ -142,6 +142,7 @@ def _application(services: Services, desk: EnrolmentDesk, registry: Registry) ->
     application.include_router(group_router(services.groups))
     application.include_router(token_router(desk), dependencies=[Depends(signed_in(services))])
     application.include_router(arm_router(services))
+    application.include_router(metrics.router(services))
     application.add_middleware(Gate, services=services)
     _add_health(application, services.database)
     _add_errors(application)

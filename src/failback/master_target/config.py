@@ -29,5 +29,7 @@ class MasterTargetConfig:
     view_listen_host: str = ""
     """Where open views are served to other hosts, by TLS; empty: only on this host, by unix sockets."""
     view_listen_port: int = 10809
+    metrics_listen: str = ""
+    """ADDRESS:PORT on loopback for Prometheus; empty: none."""
     log_level: str = "INFO"
     log_json: bool = False

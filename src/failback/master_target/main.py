@@ -17,9 +17,11 @@ from failback.master_target.intake import Intake
 from failback.master_target.orders import Orders
 from failback.master_target.replicas import Replicas
 from failback.model.components import MasterTargetAssignment, MasterTargetStatus, Role
+from failback.protection import figures
 from failback.runtime import config as configuration
 from failback.runtime import logs, service
 from failback.transport.control import ControlLoop
+from failback.transport.exposition import Exposition
 from failback.transport.identity import Identity, enrol_if_needed
 from failback.transport.link import LinkServer, serve_links
 
@@ -76,6 +78,8 @@ async def _main(config: MasterTargetConfig, stop: asyncio.Event) -> None:
 
     replicas.on_news = nudge_from_thread
     log.info("master target listens", host=config.listen_host, port=server.port, component=identity.component_id)
+    exposition = Exposition(lambda: figures.of_master_target(identity.component_id, status(config, replicas, server)))
+    await exposition.start(config.metrics_listen)
     service.notify_ready()
     if config.view_listen_host:
         replicas.views.listen(config.view_listen_host, config.view_listen_port, identity)
@@ -83,6 +87,7 @@ async def _main(config: MasterTargetConfig, stop: asyncio.Event) -> None:
     try:
         await control.run(stop)
     finally:
+        exposition.close()
         for task in minding:
             task.cancel()
         await server.close()

@@ -43,6 +43,8 @@ class MobilityConfig:
     scrub_megabytes_per_second: float = 20.0
     hold_groups: tuple[str, ...] = ()
     """Control groups (``/system.slice``) that a replication group's mark stops; empty: all but init's and this service's."""
+    metrics_listen: str = ""
+    """ADDRESS:PORT on loopback for Prometheus; empty: none, the configuration server shows the same figures."""
     log_level: str = "INFO"
 
 

@@ -16,8 +16,11 @@ from failback.mobility.config import MobilityConfig, load
 from failback.mobility.reconcile import Reconciler
 from failback.mobility.selftest import remove_leftovers
 from failback.model.components import MobilityAssignment, Role
+from failback.model.ids import MachineId
+from failback.protection import figures
 from failback.runtime import logs, loop_watch, service
 from failback.transport.control import ControlLoop
+from failback.transport.exposition import Exposition
 from failback.transport.identity import enrol_if_needed
 
 log = logs.get(__name__)
@@ -62,8 +65,11 @@ async def _main(config: MobilityConfig, stop: asyncio.Event) -> None:
         apply_assignment=reconciler.apply, orders=reconciler.orders(),
         assignment_file=config.runtime_directory / "assignment.json",
     )  # fmt: skip
+    exposition = Exposition(lambda: figures.of_agent(MachineId(identity.component_id), reconciler.status()))
+    await exposition.start(config.metrics_listen)
     async with loop_watch.watched(), asyncio.TaskGroup() as tasks:
         working = tasks.create_task(reconciler.run(), name="reconciler")
         tasks.create_task(control.run(stop), name="control")
         await stopping
+        exposition.close()
         working.cancel()

@@ -126,7 +126,7 @@ class Reconciler:
             landed_ring=stream.landed_ring, backlog_bytes=stream.backlog_bytes, bytes_changed=stream.bytes_changed,
             bytes_sent=stream.bytes_sent, lag=stream.figures(), gap=stream.gap, freeze=basic.freeze,
             linked=stream.linked, firmware=self._firmware, problem=self._problem(stream), scrub=stream.scrub_status(),
-            bandwidth=self._pacer.figures(),
+            bandwidth=self._pacer.figures(), figures=stream.stream_figures(),
         )  # fmt: skip
 
     def _problem(self, stream: Stream) -> str:

@@ -41,10 +41,12 @@ from failback.mobility.passes import has_pieces
 from failback.mobility.resuming import decide_pass, resume
 from failback.mobility.scrubbing import ScrubPass
 from failback.mobility.settling import settle
+from failback.mobility.traffic import Traffic
 from failback.mobility.upstream import Upstream
 from failback.model.components import LagFigures, MobilityAssignment, ScrubStatus, SyncProgress
 from failback.model.ids import NO_GROUP, GroupId, MarkId
 from failback.model.stream import Codec, GapCause, MarkKind
+from failback.model.traffic import StreamFigures
 from failback.protocol.messages import Batch, DigestReply, Welcome
 from failback.runtime import logs
 from failback.transport.identity import Identity
@@ -74,6 +76,7 @@ class Stream:
                  window_bytes: int, changed: Callable[[], None], pace: Pace | None = None) -> None:  # fmt: skip
         self.assignment = assignment
         self.lag = LagHistogram()
+        self.traffic = Traffic()
         self.bytes_changed = 0
         self.backlog_bytes = 0
         stored = memory.value
@@ -150,8 +153,18 @@ class Stream:
         if earlier.assignment.epoch == self.assignment.epoch:
             self.lag, self.bytes_changed = earlier.lag, earlier.bytes_changed
             self._sent_before = earlier.bytes_sent
+            self.traffic = earlier.traffic
             self._comparing.progress_before = earlier.progress()
         self._comparing.scrub_before = earlier.ended_scrub()
+
+    def stream_figures(self) -> StreamFigures:
+        """Of the ring as the pump last saw it; does not touch the session."""
+        outstanding = self._outstanding
+        return self.traffic.figures(
+            ring_bytes=self._session.ring_bytes, ring_used_bytes=self.backlog_bytes - outstanding.unspooled_bytes,
+            dirty_blocks=self._dirty, unspooled_bytes=outstanding.unspooled_bytes,
+            unlanded_items=outstanding.unlanded_items,
+        )  # fmt: skip
 
     @property
     def sent_sequence(self) -> int:
@@ -476,6 +489,9 @@ class Stream:
 
         def packed(whole: Batch) -> None:
             self._outstanding.packed(item, len(whole.payload) + len(whole.extents))
+            self.traffic.batch(
+                content.captured_bytes, content.payload_bytes, len(whole.payload), reread=content.reread is not None
+            )
             if content.reread is not None:
                 self._session.give_back(content.reread)
 
@@ -510,4 +526,5 @@ class Stream:
         item = await self._comparing.digests(hashed, sequence, position + self._base)
         if item is not None:
             self._outstanding.add(Sent(sequence, position, len(hashed.digests)))
+            self.traffic.digest_bytes += len(hashed.digests)
             await self._packing.put(item)

@@ -15,6 +15,7 @@ from failback.model.bandwidth import NO_LIMIT, BandwidthFigures, BandwidthLimit
 from failback.model.ids import ComponentId, DiskId, GroupId, MachineId, OrderId, PassId
 from failback.model.points import Gap, RecoveryPoint, ReplicaDisk
 from failback.model.policy import ReplicationPolicy
+from failback.model.traffic import StreamFigures
 
 
 class Role(enum.Enum):
@@ -231,6 +232,7 @@ class MobilityStatus:
     bytes_sent: int = 0
     """Bytes put on the wire since the epoch began."""
     bandwidth: BandwidthFigures | None = None
+    figures: StreamFigures | None = None
     lag: LagFigures | None = None
     gap: str = ""
     freeze: str = ""

@@ -17,10 +17,12 @@ from failback.process_server.assignment import Streams
 from failback.process_server.config import ProcessServerConfig
 from failback.process_server.intake import check_peer, take_stream
 from failback.process_server.space import free_bytes
+from failback.protection import figures
 from failback.protocol.messages import Hello
 from failback.runtime import config as configuration
 from failback.runtime import logs, service
 from failback.transport.control import ControlLoop
+from failback.transport.exposition import Exposition
 from failback.transport.identity import Identity, enrol_if_needed
 from failback.transport.link import Accept, Link, LinkServer, serve_links
 from failback.transport.probe import probe
@@ -71,9 +73,14 @@ async def _main(config: ProcessServerConfig, stop: asyncio.Event) -> None:
             assignment_file=config.state_directory / "assignment.json",
         )
         log.info("process server listens", host=config.listen_host, port=server.port, component=identity.component_id)
+        exposition = Exposition(
+            lambda: figures.of_process_server(identity.component_id, status(config, streams, server))
+        )
+        await exposition.start(config.metrics_listen)
         service.notify_ready()
         remembering = group.create_task(streams.remember_landed())
         await control.run(stop)
+        exposition.close()
         remembering.cancel()
         await server.close()
         await streams.close()

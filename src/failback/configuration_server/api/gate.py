@@ -18,6 +18,7 @@ from failback.configuration_server.api.sign_in import bearer, caller_of
 from failback.configuration_server.enrolment.routes import LONGEST_SENDING_SECONDS, TOO_LARGE
 from failback.errors import ConfigurationError, FailbackError
 
+METRICS_PATH = "/metrics"
 OPEN_PATHS = frozenset(
     {"/healthz", *(f"/components/v1/{name}" for name in ("enrol", "heartbeat", "renew", "group-hold"))}
 )
@@ -39,7 +40,10 @@ class Gate:
         try:
             token = bearer(headers.get("authorization", ""))
             now = self._services.clock.wall_ns()
-            caller = await self._services.database.look(lambda session: caller_of(session, token, now))
+            is_scrape = scope["method"] == "GET" and scope["path"] == METRICS_PATH
+            caller = await self._services.database.look(
+                lambda session: caller_of(session, token, now, metrics_only=is_scrape)
+            )
             async with asyncio.timeout(LONGEST_SENDING_SECONDS):
                 body = await _bounded(receive)
         except TimeoutError:

@@ -15,7 +15,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from failback.configuration_server.api.services import Services
-from failback.configuration_server.database.access import ApiTokenRow, audit
+from failback.configuration_server.database.access import METRICS, ApiTokenRow, audit
 from failback.errors import AuthenticationError
 from failback.runtime.clock import Clock
 
@@ -42,8 +42,11 @@ def bearer(header: str) -> str:
     return token.strip()
 
 
-def caller_of(session: Session, token: str, now_wall_ns: int) -> str:
-    """The name under which the token was issued. Raises AuthenticationError (unknown, expired, revoked)."""
+def caller_of(session: Session, token: str, now_wall_ns: int, *, metrics_only: bool = False) -> str:
+    """The name under which the token was issued. Raises AuthenticationError (unknown, expired, revoked, not for this).
+
+    ``metrics_only``: the call only reads metrics, for which a token of that access is enough.
+    """
     digest = hashlib.sha256(token.encode()).hexdigest()
     row = session.scalars(select(ApiTokenRow).where(ApiTokenRow.token_sha256 == digest)).first()
     if row is None or not hmac.compare_digest(row.token_sha256, digest):
@@ -52,6 +55,8 @@ def caller_of(session: Session, token: str, now_wall_ns: int) -> str:
         raise _refused("the bearer token was revoked")
     if row.expires_wall_ns and row.expires_wall_ns <= now_wall_ns:
         raise _refused("the bearer token has expired")
+    if row.access == METRICS and not metrics_only:
+        raise _refused("this bearer token reads metrics only")
     return row.name
 
 

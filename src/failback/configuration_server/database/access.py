@@ -7,6 +7,9 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from failback.configuration_server.database.base import Base, Id, Name, Sentence, Table, WallNs
 
+METRICS = "metrics"
+"""Access of a token that reads metrics and nothing else."""
+
 
 class ApiTokenRow(Base):
     """A bearer token; 256 random bits, so a plain SHA-256 is stored."""
@@ -17,6 +20,7 @@ class ApiTokenRow(Base):
     name: Mapped[Name]
     token_sha256: Mapped[str] = mapped_column(String(64), unique=True)
     access: Mapped[str] = mapped_column(String(32), default="administrator")
+    """administrator | metrics"""
     created_wall_ns: Mapped[WallNs]
     expires_wall_ns: Mapped[WallNs]
     """0: does not expire."""

@@ -1,8 +1,8 @@
 """What an installation needs before it can serve, found or made at every start.
 
-The CA, the enrolment passphrase (``enrolment-passphrase``), the administrator's bearer token (``administrator.token``), this
-server's own component row and certificate, and the failback policy. Files are written before the database
-knows their hashes, so a crash between the two only makes the next start read the file again.
+The CA, the enrolment passphrase (``enrolment-passphrase``), the administrator's bearer token (``administrator.token``), one
+that reads metrics (``metrics.token``), this server's own component row and certificate, and the failback policy. Files are
+written before the database knows their hashes, so a crash between the two only makes the next start read the file again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from failback import __version__
 from failback.configuration_server.config import ServerConfig
 from failback.configuration_server.database import Database
-from failback.configuration_server.database.access import ApiTokenRow
+from failback.configuration_server.database.access import METRICS, ApiTokenRow
 from failback.configuration_server.database.components import ComponentRow, PassphraseRow
 from failback.configuration_server.database.policies import FAILBACK_POLICY_NAME, PolicyRow
 from failback.configuration_server.enrolment import secrets
@@ -33,6 +33,7 @@ log = logs.get(__name__)
 PASSPHRASE_FILE = "enrolment-passphrase"
 TOKEN_FILE = "administrator.token"
 ADMINISTRATOR = "administrator"
+METRICS_TOKEN_FILE = "metrics.token"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +51,13 @@ def bootstrap(config: ServerConfig, database: Database, clock: Clock) -> Install
     authority.component_life = timedelta(days=config.certificate_days)
     passphrase = _secret_file(directory / PASSPHRASE_FILE, secrets.new_passphrase)
     token = _secret_file(directory / TOKEN_FILE, secrets.new_token)
+    metrics_token = _secret_file(directory / METRICS_TOKEN_FILE, secrets.new_token)
     faults.point("bootstrap.files_written")
     with database.write() as session:
         now = clock.wall_ns()
         _keep_passphrase(session, passphrase, now)
-        _keep_token(session, token, now)
+        _keep_token(session, ADMINISTRATOR, token, now)
+        _keep_token(session, METRICS, metrics_token, now)
         _keep_policy(session, config.crash_consistent_seconds, now)
         component_id = _keep_component(session, config, now)
     faults.point("bootstrap.stored")
@@ -88,15 +91,16 @@ def _keep_passphrase(session: Session, passphrase: str, now: int) -> None:
     session.add(PassphraseRow(argon2_hash=secrets.hash_passphrase(passphrase), created_wall_ns=now))
 
 
-def _keep_token(session: Session, token: str, now: int) -> None:
+def _keep_token(session: Session, name: str, token: str, now: int) -> None:
+    """The file decides. The name is the access too."""
     digest = secrets.token_digest(token)
-    statement = select(ApiTokenRow).where(ApiTokenRow.name == ADMINISTRATOR, ApiTokenRow.revoked_wall_ns == 0)
+    statement = select(ApiTokenRow).where(ApiTokenRow.name == name, ApiTokenRow.revoked_wall_ns == 0)
     active = list(session.scalars(statement))
     if any(row.token_sha256 == digest for row in active):
         return
     for row in active:
         row.revoked_wall_ns = now
-    session.add(ApiTokenRow(token_id=new_id(), name=ADMINISTRATOR, token_sha256=digest, created_wall_ns=now))
+    session.add(ApiTokenRow(token_id=new_id(), name=name, access=name, token_sha256=digest, created_wall_ns=now))
 
 
 def _keep_policy(session: Session, crash_consistent_seconds: int, now: int) -> None:

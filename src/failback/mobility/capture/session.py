@@ -198,6 +198,10 @@ class CaptureSession:
             os.lseek(self._readers[place.disk.index], 0, os.SEEK_END) > place.disk.size_bytes for place in self._places
         )
 
+    @property
+    def ring_bytes(self) -> int:
+        return self._ring.size
+
     def produced_position(self) -> int:
         return self._ring.produced()
 
