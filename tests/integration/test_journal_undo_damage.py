@@ -6,6 +6,7 @@ import functools
 import shutil
 import sqlite3
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import journal_driver as driver
 
 from failback.block.device import BlockDevice
 from failback.block.faulty import Failing
-from failback.errors import IntegrityError, StorageError
+from failback.errors import FailbackError, IntegrityError, StorageError
 from failback.journal import format as layout
 from failback.journal.catalogue import Interval
 from failback.journal.journal import Journal
@@ -25,6 +26,7 @@ from failback.master_target.replica import Replica
 from failback.master_target.witness import WitnessFile
 from failback.model.components import POINTS_LOST
 from failback.model.points import PointChoice, PointSelector, RecoveryPoint
+from failback.model.stream import GapCause
 from failback.runtime import faults
 
 SEED = 5
@@ -300,17 +302,46 @@ def test_a_rollback_that_a_crash_interrupted_and_damage_stops_is_given_back(worl
     _close(journal, raw)
 
 
-def test_a_damaged_return_file_is_not_taken_for_a_short_one(world: Path) -> None:
+@pytest.mark.parametrize("when", ["resume", "start", "another point", "half returned"])
+def test_a_damaged_return_file_leaves_the_disks_at_the_point(world: Path, when: str) -> None:
+    """The point stays, newer ones are abandoned, and a comparison under a higher epoch makes the stream go on."""
     journal, devices = _open(world)
-    journal.prepare(_choice(journal.points()[0]), _nothing)
+    points = journal.points()
+    chosen = points[len(points) // 2]
+    older = [point.point_id for point in points[: len(points) // 2 + 1]]
+    journal.prepare(_choice(chosen), _nothing)
     path = journal.directory / RETURN_FILE
     records = list(read_records(path, UNKNOWN))
     assert len(records) >= 2
-    _flip_in(records[0], HEADER)
-    at_point = _content(devices)
-    with pytest.raises(UndoDamagedError, match="what the rollback overwrote is damaged"):
+    _flip_in(records[-1 if when == "half returned" else 0], HEADER if when != "half returned" else CONTENT)
+    if when == "another point":
+        with pytest.raises(FailbackError, match="abandoned"):
+            journal.prepare(_choice(points[-1]), _nothing)
+    elif when == "start":
+        journal.catalogue.set("rollback_phase", "returning")
+        _close(journal, devices)
+        journal, devices = _open(world)
+    else:
         journal.resume()
-    assert _content(devices) == at_point and journal.rollback_phase
+    assert _content(devices) == _model(chosen.sequence) and not journal.rollback_phase
+    assert [point.point_id for point in journal.points() if not point.abandoned] == older
+    damage = journal.damage
+    assert damage is not None and damage.code == "RedoDamaged" and "cannot be brought back" in damage.reason
+    assert journal.apply_step() is False and _content(devices) == _model(chosen.sequence)
+    with pytest.raises(IntegrityError, match="cannot be brought back"):
+        journal.append(driver.frame(driver.make_batch(SEED, journal.landed.sequence + 1)))
+    _close(journal, devices)
+    journal, devices = _open(world)
+    for point in (journal.points()[0], chosen):
+        journal.prepare(_choice(point), _nothing)
+        assert _content(devices) == _model(point.sequence)
+    journal.resume()
+    journal.begin_epoch(2)
+    batch = replace(driver.make_batch(SEED, 1, epoch=2), gap=GapCause.SYNC)
+    journal.append(driver.frame(batch))
+    journal.sync()
+    assert journal.damage is None
+    assert journal.apply_step()
     _close(journal, devices)
 
 

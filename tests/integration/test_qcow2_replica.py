@@ -3,6 +3,7 @@ hypervisor all the time, found again after kill -9 of the master target and of t
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -146,3 +147,26 @@ async def test_killed_while_the_daemon_starts(site: Site) -> None:
     assert all(_hypervisor_refused(disk) for disk in disks)
     await site.plain(orders.DETACH_REPLICA)
     _expect_released(site, disks, driver.initial(SEED))
+
+
+async def test_a_daemon_that_dies_alone_is_replaced(site: Site) -> None:
+    """The master target lives on: it takes the disks anew and applies again what was not flushed."""
+    site.start()
+    disks = _make_disks(site)
+    await _attach(site, disks)
+    site.assign(1)
+    sender = site.sender(1)
+    for sequence in range(1, COUNT):
+        await sender.send(driver.make_batch(SEED, sequence))
+        if sequence in (COUNT // 3, 2 * COUNT // 3):
+            (daemon,) = await asyncio.to_thread(_daemons, site)
+            os.kill(daemon, signal.SIGKILL)
+            await eventually(lambda: _daemons(site) not in ([], [daemon]))  # noqa: B023
+    await sender.send(driver.make_batch(SEED, COUNT, mark=(MarkKind.FINAL, MARK)))
+    await site.landed(sender, COUNT)
+    await eventually(lambda: site.replica().get("applied_sequence") == COUNT)
+    assert site.kills == 0 and site.replica()["problem"] == ""
+    assert all(_hypervisor_refused(disk) for disk in disks)
+    await site.prepare(LATEST, MARK)
+    await site.plain(orders.RELEASE_REPLICA)
+    _expect_released(site, disks, driver.Model(SEED, driver.initial(SEED)).advance(COUNT))

@@ -61,6 +61,11 @@ class Qcow2Device(Wrapping):
                 raise StorageError(f"qemu-storage-daemon did not serve {self.path} in {_START_SECONDS:.0f} s")
             time.sleep(0.02)
 
+    @property
+    def lost(self) -> bool:
+        """The daemon ended by itself (killed, crashed): every call fails from now on."""
+        return self._process.poll() is not None
+
     def close(self) -> None:
         super().close()
         self._stop()

@@ -120,6 +120,11 @@ def unfence(disk: ReplicaDisk) -> None:
         faults.point("unfence.mid")
 
 
+def is_lost(device: BlockDevice) -> bool:
+    """Whether what serves the disk is gone, so that only opening it again helps."""
+    return isinstance(device, qcow2.Qcow2Device) and device.lost
+
+
 def open_locked(disk: ReplicaDisk, runtime_directory: Path) -> BlockDevice:
     """Fence and open the disk read-write with the image locks held until it is closed.
 

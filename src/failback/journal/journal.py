@@ -24,7 +24,7 @@ from pathlib import Path
 from failback.block.device import BlockDevice
 from failback.block.raw import storage_error, sync_directory
 from failback.errors import ConflictError, IntegrityError, NotFoundError, ProtocolError, StaleEpochError
-from failback.journal import catalogue_check, last_write, lost_undo, merge, retention
+from failback.journal import catalogue_check, last_write, lost_return, lost_undo, merge, retention
 from failback.journal.applier import UNPROVEN_UNTIL, Applier, Target, is_unproven
 from failback.journal.catalogue import FORMAT, Applied, Catalogue, Interval, Mark
 from failback.journal.choosing import Lost, choose
@@ -377,15 +377,18 @@ class Journal:
         try:
             self._rollback.recover()
         except UndoDamagedError as error:
+            if lost_return.concerns(self._folder, error):
+                self._stay_at_the_point(error)
+                return
             if not lost_undo.note(self._folder, self.catalogue, error):
                 raise
             self._give_back()  # the destination cannot be reached; the order is repeated and told why
 
-    def stop(self) -> None:
-        """Settle what is written and let go of the disks (which stay open)."""
+    def stop(self, *, settle: bool = True) -> None:
+        """Let go of the disks (which stay open). What is not settled first is applied again from redo."""
         with self.apply_lock:
             if self._applier is not None:
-                if not self.catalogue.get("rollback_phase"):
+                if settle and not self.catalogue.get("rollback_phase"):
                     self._applier.settle()
                 self._applier.close()
             self._applier = self._rollback = None
@@ -487,7 +490,9 @@ class Journal:
                 destination = choose(choice, self.catalogue.points(), self.redo, self.applied.ordinal, self.lost)
                 return self._rollback.roll(destination, progress)
             except UndoDamagedError as error:
-                if lost_undo.note(self._folder, self.catalogue, error):
+                if lost_return.concerns(self._folder, error):
+                    self._stay_at_the_point(error)
+                elif lost_undo.note(self._folder, self.catalogue, error):
                     self._give_back()
                 raise
 
@@ -512,7 +517,16 @@ class Journal:
 
     def _give_back(self) -> None:
         if self._rollback is not None and self._rollback.phase:
-            self._rollback.give_back()
+            try:
+                self._rollback.give_back()
+            except UndoDamagedError as error:
+                self._stay_at_the_point(error)
+
+    def _stay_at_the_point(self, error: UndoDamagedError) -> None:
+        """The way back is lost (``lost_return``). The caller holds what keeps the applier away."""
+        target = Target(self._devices, _readers())
+        with self._landing_lock:
+            self._declare(lost_return.stay(self._folder, self.catalogue, target, error, self.landed.epoch))
 
     def commit(self) -> None:
         """Abandon the points newer than the prepared one and close the journal for this direction; may be repeated."""

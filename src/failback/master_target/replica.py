@@ -96,13 +96,7 @@ class Replica:
 
     def open(self) -> None:
         """Fence, lock and open the disks and begin to apply. Raises ConflictError (in use), NotFoundError, StorageError."""
-        if not self._devices:
-            try:
-                for disk in self.journal.catalogue.disks:
-                    self._devices[disk.index] = replica_disk.open_locked(disk, self._runtime_directory)
-            except BaseException:
-                self._close_devices()
-                raise
+        self._open_devices()
         if not self.journal.started:
             self._ask_witness()
             self.journal.start(self._devices, self._reply)
@@ -110,6 +104,15 @@ class Replica:
             self._stopping.clear()
             self._thread = threading.Thread(target=self._apply, name=f"applier {self.journal.machine_id}", daemon=True)
             self._thread.start()
+
+    def _open_devices(self) -> None:
+        if not self._devices:
+            try:
+                for disk in self.journal.catalogue.disks:
+                    self._devices[disk.index] = replica_disk.open_locked(disk, self._runtime_directory)
+            except BaseException:
+                self._close_devices()
+                raise
 
     def _ask_witness(self) -> None:
         """An old copy of the journal is not continued (D7)."""
@@ -138,7 +141,24 @@ class Replica:
             self._thread.join()
             self._thread = None
 
+    def _reopen_lost(self) -> None:
+        """The daemon that serves a disk died: take all disks anew. What it had not flushed is applied again from redo (D13).
+
+        Called by the applying thread. Raises what :meth:`open` does; then it is tried again.
+        """
+        if self.journal.started and not any(map(replica_disk.is_lost, self._devices.values())):
+            return
+        self.on_views_end("a disk of the replica had to be opened again")
+        with self.journal.apply_lock:
+            self.journal.stop(settle=False)
+            self._close_devices()
+            self._open_devices()
+            self.journal.start(self._devices, self._reply)
+        log.warning("the disks of a replica were opened again", machine=self.journal.machine_id)
+
     def _close_devices(self) -> None:
+        if self._devices:
+            self.on_views_end("the disks of the replica were closed")
         for device in self._devices.values():
             device.close()
         self._devices = {}
@@ -217,6 +237,7 @@ class Replica:
         seen = self.journal.news
         while not self._stopping.is_set():
             try:
+                self._reopen_lost()
                 with self.journal.apply_lock, _applying:  # in this order: a long rollback takes nobody's turn
                     self._witness.keep(self.journal.witness)  # before a new interval's first overwrite
                     progressed = self.journal.apply_step()
