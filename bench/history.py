@@ -54,8 +54,13 @@ class History:
     def __init__(self, chain: Chain, mirror: Path, contents: Callable[[random.Random], bytes]) -> None:
         self._chain, self._mirror, self._contents = chain, mirror, contents
         self._landed = 0
+        self._observe: Callable[[int], None] | None = None
 
-    def send(self, total_bytes: int, points: int, check_at: set[int]) -> Told:
+    def send(
+        self, total_bytes: int, points: int, check_at: set[int], observe: Callable[[int], None] | None = None
+    ) -> Told:
+        """``observe`` is called at each point, when the mirror is exactly at it."""
+        self._observe = observe
         return asyncio.run(self._send(total_bytes, points, check_at))
 
     async def _send(self, total_bytes: int, points: int, check_at: set[int]) -> Told:
@@ -106,6 +111,8 @@ class History:
                 told.raw_bytes += len(batch.payload)
                 await items.send(batch)
             told.marks.append(batch.mark_id)
+            if self._observe is not None:
+                await asyncio.to_thread(self._observe, point)
             if point in check_at:
                 told.digests[point] = digest(self._mirror)
         os.close(mirror)

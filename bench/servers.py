@@ -152,6 +152,8 @@ class Batches:
     content: bytes
     epoch: int
     sequential: bool = False
+    spread: int = 1
+    """In order: leave so much room that the writes lie all over the disk."""
     gap: GapCause = GapCause.NONE
     mark_at_end: bool = False
 
@@ -162,7 +164,8 @@ class Batches:
         number = self.total_bytes // self.batch_bytes
         for index in range(number):
             first = index * count
-            places = [(first + one) % blocks for one in range(count)] if self.sequential else chance.sample(range(blocks), count)
+            in_order = [(first + one) * self.spread % blocks for one in range(count)]
+            places = in_order if self.sequential else chance.sample(range(blocks), count)
             begin = chance.randrange(max(1, (len(self.content) - self.batch_bytes) // 4096)) * 4096
             machine.sequence += 1
             last = index == number - 1
@@ -176,6 +179,18 @@ class Batches:
                 extents=b"".join(EXTENT.pack(0, Operation.DATA, 0, self.extent_bytes, one * self.extent_bytes) for one in places),
                 payload=memoryview(self.content)[begin : begin + self.batch_bytes],
             )  # fmt: skip
+
+
+    def lie_on(self, machine: Machine, target: Path) -> bool:
+        """Whether the machine's replica holds what was sent (in order, each place once)."""
+        again = Machine(machine.number, machine.machine_id, machine.size_bytes)
+        with machine.replica_path(target).open("rb") as replica:
+            for batch in self(again):
+                for number, (_, _, _, length, offset) in enumerate(EXTENT.iter_unpack(batch.extents)):
+                    replica.seek(offset)
+                    if replica.read(length) != batch.payload[number * length : (number + 1) * length]:
+                        return False
+        return True
 
 
 def random_content(size_bytes: int) -> bytes:

@@ -11,6 +11,7 @@ packages=(
   mmdebstrap debian-archive-keyring             # the guest image (Ubuntu lacks Debian's keys)
   e2fsprogs xfsprogs btrfs-progs dosfstools     # file systems in the tests
   fio nbdkit libnbd-bin python3-libnbd rsync util-linux iproute2 kmod
+  borgbackup                                    # a peer of the benches
   postgresql                                    # commits that have to survive, in the chaos tests
 )
 

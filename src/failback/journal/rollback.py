@@ -8,12 +8,18 @@ Rolling puts every block back that an interval after the point saved, the oldest
 forward when the target lies between two points. What it overwrites is saved in ``undo/return.undo`` first, durably, so
 that ``give_back`` makes the disks again what they were: at the applied position. Each phase may be repeated after a
 crash: what it writes depends only on files that it does not change, and the return file keeps the first content.
+
+Undo is read and decoded ahead by the reader threads, which also write; what is overwritten together (``_STRETCH_BYTES``) is
+saved by sorted reads, without compressing it: the return file lives until the commit only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent import futures
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -25,12 +31,16 @@ from failback.journal.format import UNDO_BLOCK_BYTES
 from failback.journal.redo import RedoLog
 from failback.journal.undo import (
     Blocks,
+    Durable,
+    Piece,
     Preserver,
     SavedBlocks,
     UndoFolder,
+    UndoRecord,
     add_ids,
+    contents_of,
+    pieces_of,
     read_records,
-    select,
     write_blocks,
     write_runs,
 )
@@ -40,10 +50,13 @@ from failback.runtime import faults, records
 RETURN_FILE = "undo/return.undo"
 ROLLING, ROLLED, RETURNING = "rolling", "rolled", "returning"
 _RETURN_NUMBER = 0
-_STRETCH_BYTES = 8 << 20
+_STRETCH_BYTES = 64 << 20
+_RECORDS_AHEAD = 24
+_WRITES_AHEAD = 8
 
 Progress = Callable[[int, int], None]
-Contents = list[tuple[int, Blocks, "np.typing.NDArray[np.uint8]"]]
+Contents = list[tuple[int, Blocks, "np.typing.NDArray[np.uint8] | None"]]
+"""(disk, block ids, content or None for zeroes)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +117,7 @@ class Rollback:
         if destination is None:
             raise ConflictError("no destination is recorded for the rollback")
         file = self._folder.open(RETURN_FILE, _RETURN_NUMBER, self._catalogue.durable(RETURN_FILE))
-        preserver = Preserver(file, self._target.devices, self._target.readers)
+        preserver = Preserver(file, self._target.devices, self._target.readers, compress=False)
         try:
             written = self._undo(destination, preserver, progress)
             if destination.ordinal > destination.base_ordinal:
@@ -131,22 +144,41 @@ class Rollback:
         intervals = [item for item in self._catalogue.intervals() if item.first_ordinal >= destination.base_ordinal]
         paths = [self._folder.path(interval.file) for interval in intervals]
         total = sum(path.stat().st_size for path in paths if path.exists())
-        for path, durable in zip(
-            paths, (interval.durable for interval in intervals), strict=True
-        ):  # the oldest first: the first content found for a block is the one at the point
-            for record in read_records(path, durable):
-                for disk, ids, content in select(record, done, present=False):
-                    add_ids(done, disk, ids)
-                    stretch.append((disk, ids, content))
-                    size += content.nbytes
-                seen += record.header.body_bytes
+        for path, interval in zip(paths, intervals, strict=True):
+            # the oldest first: the first content found for a block is the one at the point; a file holds each block once
+            found: dict[int, list[Blocks]] = {}
+            for body_bytes, contents in self._decoded(path, interval.durable, done):
+                for disk, ids, _ in contents:
+                    found.setdefault(disk, []).append(ids)
+                    size += len(ids) * UNDO_BLOCK_BYTES
+                stretch += contents
+                seen += body_bytes
                 if size >= _STRETCH_BYTES:
                     written += self._overwrite(stretch, preserver)
                     stretch, size = [], 0
                     progress(seen, total)
+            for disk, ids_of_disk in found.items():
+                add_ids(done, disk, np.concatenate(ids_of_disk))
         written += self._overwrite(stretch, preserver)
         progress(total, total)
         return written
+
+    def _decoded(self, path: Path, durable: Durable, done: SavedBlocks) -> Iterator[tuple[int, Contents]]:
+        """(bytes of the record, what of it is not in ``done``) for each record, read and decoded ahead."""
+        ahead: deque[tuple[UndoRecord, list[Piece], futures.Future[list[np.typing.NDArray[np.uint8] | None]]]] = deque()
+
+        def first() -> tuple[int, Contents]:
+            record, pieces, content = ahead.popleft()
+            named = zip(pieces, content.result(), strict=True)
+            return record.header.body_bytes, [(piece.disk, piece.ids, found) for piece, found in named]
+
+        for record in read_records(path, durable):
+            pieces = pieces_of(record, done, present=False)
+            ahead.append((record, pieces, self._target.readers.submit(contents_of, record, pieces)))
+            if len(ahead) >= _RECORDS_AHEAD:
+                yield first()
+        while ahead:
+            yield first()
 
     def _overwrite(self, stretch: Contents, preserver: Preserver) -> int:
         for disk in sorted({entry[0] for entry in stretch}):
@@ -157,9 +189,18 @@ class Rollback:
         self._catalogue.set_durable(RETURN_FILE, preserver.file.durable)
         faults.point("rollback.after_save")
         written = 0
-        for disk, ids, content in stretch:
-            written += write_blocks(self._target.devices[disk], ids, content)
-            faults.point("rollback.mid")
+        writing: deque[futures.Future[int]] = deque()
+        try:
+            for disk, ids, content in stretch:
+                writing.append(self._target.readers.submit(write_blocks, self._target.devices[disk], ids, content))
+                if len(writing) >= _WRITES_AHEAD:
+                    written += writing.popleft().result()
+                    faults.point("rollback.mid")
+            while writing:
+                written += writing.popleft().result()
+                faults.point("rollback.mid")
+        finally:
+            futures.wait(writing)  # after a failure too: nothing is written behind the caller's back
         return written
 
     def _redo_forward(self, destination: Destination, preserver: Preserver) -> None:

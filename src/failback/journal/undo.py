@@ -186,7 +186,9 @@ def _is_possible(header: layout.UndoRecordHeader, runs: Runs) -> bool:
     return int(blocks[is_data].sum()) * UNDO_BLOCK_BYTES == header.raw_bytes
 
 
-def pack_record(disk: int, ids: Blocks, content: npt.NDArray[np.uint8], interval_id: int) -> tuple[bytes, Runs]:
+def pack_record(
+    disk: int, ids: Blocks, content: npt.NDArray[np.uint8], interval_id: int, *, compress: bool = True
+) -> tuple[bytes, Runs]:
     """A record of the blocks ``ids`` (ascending) with ``content`` (n x 4096); zero blocks carry no content."""
     filled = content.view(np.uint64).any(axis=1)
     kinds = np.where(filled, int(RunKind.DATA), int(RunKind.ZERO))
@@ -197,19 +199,19 @@ def pack_record(disk: int, ids: Blocks, content: npt.NDArray[np.uint8], interval
     runs["kind"] = kinds[first]
     runs["first"] = ids[first]
     runs["blocks"] = np.diff(np.concatenate([first, [len(ids)]]))
-    raw = content[filled].tobytes()
-    return join_record(runs, raw, interval_id), runs
+    raw = content.tobytes() if filled.all() else content[filled].tobytes()
+    return join_record(runs, raw, interval_id, compress=compress), runs
 
 
 _local = threading.local()
 
 
-def join_record(runs: Runs, raw: bytes, interval_id: int) -> bytes:
+def join_record(runs: Runs, raw: bytes, interval_id: int, *, compress: bool = True) -> bytes:
     """A whole record: header, run table, content (zstd level 1 where it shrinks)."""
     if not hasattr(_local, "compressor"):
         _local.compressor = zstandard.ZstdCompressor(level=1)
     stored, codec = raw, UndoCodec.RAW
-    if raw:
+    if raw and compress:
         packed = _local.compressor.compress(raw)
         if len(packed) < len(raw):
             stored, codec = packed, UndoCodec.ZSTD
@@ -339,8 +341,11 @@ class Preserver:
     After any exception the object is of no use: cut the file back and open it again.
     """
 
-    def __init__(self, file: UndoFile, devices: Mapping[int, BlockDevice], readers: Executor) -> None:
+    def __init__(
+        self, file: UndoFile, devices: Mapping[int, BlockDevice], readers: Executor, *, compress: bool = True
+    ) -> None:
         self.file = file
+        self._compress = compress
         self._devices = devices
         self._readers = readers
 
@@ -385,7 +390,7 @@ class Preserver:
 
     def _read_chunk(self, disk: int, ids: Blocks) -> bytes:
         content = read_blocks(self._devices[disk], ids)
-        return pack_record(disk, ids, content, self.file.interval_id)[0]
+        return pack_record(disk, ids, content, self.file.interval_id, compress=self._compress)[0]
 
     def sync(self) -> None:
         self.file.sync()
@@ -423,22 +428,20 @@ def write_runs(device_of: Mapping[int, BlockDevice], runs: Runs, content: memory
     return written
 
 
-def write_blocks(device: BlockDevice, ids: Blocks, content: npt.NDArray[np.uint8]) -> int:
-    """Write blocks (ascending ids, n x 4096), neighbours in one call and zeroes as holes. Returns the bytes."""
-    filled = np.asarray(content.view(np.uint64).any(axis=1))
-    kinds = filled.astype(np.int8)
-    breaks = np.flatnonzero((np.diff(ids) != 1) | (np.diff(kinds) != 0)) + 1
+def write_blocks(device: BlockDevice, ids: Blocks, content: npt.NDArray[np.uint8] | None) -> int:
+    """Write blocks (ascending ids, n x 4096; None: zeroes, as holes), neighbours in one call. Returns the bytes."""
+    breaks = np.flatnonzero(np.diff(ids) != 1) + 1
     firsts = [0, *breaks.tolist()]
-    flat = memoryview(np.ascontiguousarray(content).data).cast("B")
+    flat = memoryview(b"") if content is None else memoryview(np.ascontiguousarray(content).data).cast("B")
     written = 0
     for begin, stop in zip(firsts, [*firsts[1:], len(ids)], strict=True):
         offset = int(ids[begin]) * UNDO_BLOCK_BYTES
         length = min((stop - begin) * UNDO_BLOCK_BYTES, device.size_bytes - offset)
-        if filled[begin]:
+        if content is None:
+            device.zero(offset, length)
+        else:
             at = begin * UNDO_BLOCK_BYTES
             device.write(offset, flat[at : at + length])
-        else:
-            device.zero(offset, length)
         written += length
     return written
 
@@ -452,6 +455,56 @@ def add_ids(blocks: SavedBlocks, disk: int, ids: Blocks) -> None:
         blocks.add_mask(disk, region, mask)
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Blocks of one run of a record. ``place``: where the run's content begins among the record's; -1 for zeroes."""
+
+    disk: int
+    ids: Blocks
+    first: int
+    place: int
+
+
+def pieces_of(record: UndoRecord, known: SavedBlocks, *, present: bool) -> list[Piece]:
+    """The record's blocks that are (``present``) or are not in the set ``known``. Reads nothing."""
+    found: list[Piece] = []
+    place = 0
+    for disk, kind, _, blocks, first in record.runs.tolist():
+        begin = -1
+        if kind == RunKind.DATA:
+            begin, place = place, place + blocks * UNDO_BLOCK_BYTES
+        for low in range(first, first + blocks, REGION_BLOCKS):
+            low_end = min(first + blocks, (low // REGION_BLOCKS + 1) * REGION_BLOCKS)
+            region = low // REGION_BLOCKS
+            whole_mask: npt.NDArray[np.bool_] = known.mask(disk, region)
+            mask = whole_mask[low - region * REGION_BLOCKS : low_end - region * REGION_BLOCKS]
+            ids: Blocks = np.flatnonzero(mask if present else np.logical_not(mask)) + low
+            if len(ids):
+                found.append(Piece(disk, ids, first, begin))
+    return found
+
+
+def contents_of(record: UndoRecord, pieces: list[Piece]) -> list[npt.NDArray[np.uint8] | None]:
+    """The contents of the pieces (n x 4096), None for zeroes; nothing is copied where a piece is a whole stretch.
+
+    Raises UndoDamagedError.
+    """
+    stored = record.verify()
+    found: list[npt.NDArray[np.uint8] | None] = []
+    content: npt.NDArray[np.uint8] | None = None
+    for piece in pieces:
+        if piece.place < 0:
+            found.append(None)
+            continue
+        if content is None:
+            content = np.frombuffer(record.decode(stored), np.uint8).reshape(-1, UNDO_BLOCK_BYTES)
+        base = piece.place // UNDO_BLOCK_BYTES - piece.first
+        low, high = int(piece.ids[0]), int(piece.ids[-1])
+        together = high - low == len(piece.ids) - 1
+        found.append(content[base + low : base + high + 1] if together else content[piece.ids + base])
+    return found
+
+
 def select(
     record: UndoRecord, wanted: SavedBlocks, *, present: bool
 ) -> Iterator[tuple[int, Blocks, npt.NDArray[np.uint8]]]:
@@ -459,24 +512,7 @@ def select(
 
     Raises UndoDamagedError before anything is given.
     """
-    stored = record.verify()
-    content: memoryview | None = None
-    place = 0
-    for disk, kind, _, blocks, first in record.runs.tolist():
-        begin = place
-        if kind == RunKind.DATA:
-            place += blocks * UNDO_BLOCK_BYTES
-        for low in range(first, first + blocks, REGION_BLOCKS):
-            low_end = min(first + blocks, (low // REGION_BLOCKS + 1) * REGION_BLOCKS)
-            region = low // REGION_BLOCKS
-            whole_mask: npt.NDArray[np.bool_] = wanted.mask(disk, region)
-            mask = whole_mask[low - region * REGION_BLOCKS : low_end - region * REGION_BLOCKS]
-            ids: Blocks = np.flatnonzero(mask if present else np.logical_not(mask)) + low
-            if len(ids) == 0:
-                continue
-            if kind == RunKind.DATA:
-                content = record.decode(stored) if content is None else content
-                whole = np.frombuffer(content[begin : begin + blocks * UNDO_BLOCK_BYTES], np.uint8)
-                yield disk, ids, whole.reshape(-1, UNDO_BLOCK_BYTES)[ids - first]
-            else:
-                yield disk, ids, np.zeros((len(ids), UNDO_BLOCK_BYTES), np.uint8)
+    pieces = pieces_of(record, wanted, present=present)
+    for piece, content in zip(pieces, contents_of(record, pieces), strict=True):
+        whole = np.zeros((len(piece.ids), UNDO_BLOCK_BYTES), np.uint8) if content is None else content
+        yield piece.disk, piece.ids, whole
