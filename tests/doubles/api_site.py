@@ -8,6 +8,7 @@ report a retention volume and a datastore here. ``knobs`` in ``sites.json`` make
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -132,6 +133,7 @@ async def serve(directory: Path) -> None:
     )
     application = FastAPI()
     application.include_router(arm_router(services))
+    (directory / "openapi.json").write_text(json.dumps(application.openapi()))
     await engine.open()
     before = directory / "port"
     listening = serving.bind("127.0.0.1", int(before.read_text()) if before.exists() else 0)
