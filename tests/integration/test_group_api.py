@@ -165,3 +165,14 @@ def points(server: RunningConfigurationServer) -> None:
     events = json.loads(failback(server, "event", "list", "--json").stdout)
     assert any(each["properties"]["eventCode"] == group_marks.EVENT_CODE for each in events)
     failback(server, "group", "failback", "sales", "--point", "torn", "--yes", status=2)
+    brought_home(server)
+
+
+def brought_home(server: RunningConfigurationServer) -> None:
+    """One job a member, all to the same point. There is no fabric here, so the jobs themselves fail."""
+    assert "not confirmed" in failback(server, "group", "failback", "sales", status=6).stderr
+    jobs = json.loads(failback(server, "group", "failback", "sales", "--yes", "--no-wait", "--json").stdout)["jobIds"]
+    assert set(jobs) == {"ledger", "shop"}
+    for job_id in jobs.values():
+        shown = json.loads(failback(server, "job", "show", job_id, "--json").stdout)
+        assert shown["properties"]["scenarioName"] == "UnplannedFailover"
