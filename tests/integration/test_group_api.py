@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,14 @@ from failback.configuration_server.database.groups import GroupPointRow
 from failback.configuration_server.database.items import ItemRow
 from failback.configuration_server.database.points import PointRow
 from failback.configuration_server.workflows import group_marks
+from failback.errors import AuthenticationError
+from failback.mobility import group
+from failback.model.components import Role
+from failback.model.groups import HoldPhase, HoldStep
+from failback.model.ids import GroupId, MarkId
+from failback.runtime import records
+from failback.transport.https import HttpsClient
+from failback.transport.identity import Identity, enrol_if_needed
 
 MINUTE = 60_000_000_000
 NOW = time.time_ns()
@@ -176,3 +186,30 @@ def brought_home(server: RunningConfigurationServer) -> None:
     for job_id in jobs.values():
         shown = json.loads(failback(server, "job", "show", job_id, "--json").stdout)
         assert shown["properties"]["scenarioName"] == "UnplannedFailover"
+
+
+async def test_only_a_member_takes_part_in_a_mark(server: RunningConfigurationServer, tmp_path: Path) -> None:
+    """No certificate, another role's, one of a machine that is in no such group, and a revoked one get nothing."""
+    stranger = await enrol_if_needed(tmp_path / "agent", server.control(), Role.MOBILITY)
+    other_role = await enrol_if_needed(tmp_path / "server", server.control(), Role.PROCESS_SERVER)
+    step = records.encode(HoldStep(HoldPhase.ARMED, GroupId(str(uuid.uuid4())), 1))
+
+    def refused(identity: Identity | None, reason: str) -> None:
+        pair = (identity.certificate_path, identity.key_path) if identity else None
+        client = HttpsClient(server.url, ca_file=server.ca_file, certificate=pair)
+        with pytest.raises(AuthenticationError, match=reason):
+            client.post(group.PATH, step, timeout_seconds=20)
+        client.close()
+
+    refused(None, "needs a mobility service's certificate")
+    refused(other_role, "needs a mobility service's certificate")
+    refused(stranger, "is not in replication group")
+    late = HttpsClient(server.url, ca_file=server.ca_file, certificate=(stranger.certificate_path, stranger.key_path))
+    held = records.encode(HoldStep(HoldPhase.HELD, GroupId("g"), 1, MarkId("m")))
+    assert late.post(group.PATH, held, timeout_seconds=20)["action"] == "release"  # of no round: let go at once
+    late.close()
+    database = Database.in_directory(server.state)
+    with database.write() as session:
+        session.get_one(ComponentRow, stranger.component_id).revoked = True
+    database.close()
+    refused(stranger, "no mobility service that is registered here")

@@ -231,8 +231,10 @@ class Stream:
         try:
             async with asyncio.timeout(limit_seconds):
                 await self._resting.wait()
-        except TimeoutError:
+        except BaseException as error:
             self.go_on()
+            if not isinstance(error, TimeoutError):
+                raise
             raise FreezeError(f"the stream did not come to rest within {limit_seconds:g} s", retryable=True) from None
 
     async def put_common_mark(self, mark_id: MarkId) -> int:

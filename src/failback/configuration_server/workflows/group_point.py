@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from failback.configuration_server.database import Database, groups, items, policies
+from failback.configuration_server.database.components import ComponentRow
 from failback.configuration_server.database.groups import GroupPointRow, GroupRow
 from failback.configuration_server.database.items import ItemRow
 from failback.configuration_server.workflows import group_marks
@@ -334,6 +335,9 @@ def _item_ids(group: _Known) -> dict[MachineId, str]:
 
 
 def _check_member(session: Session, machine_id: MachineId, step: HoldStep) -> None:
+    component = session.get(ComponentRow, machine_id)
+    if component is None or component.revoked:
+        raise AuthenticationError("this certificate names no mobility service that is registered here")
     item = items.of_machine(session, machine_id)
     if item is None or not step.group_id or item.group_id != step.group_id:
         raise AuthenticationError(f"machine {machine_id} is not in replication group {step.group_id}")
