@@ -32,6 +32,12 @@ POINT = ("CreateRecoveryPoint", {})
 DISABLE = ("DisableDr", {})
 REPAIR = ("RepairVMReplication", {"reason": "SpoolDamaged: a test"})
 
+DISKS = (
+    "UpdateReplicaDisks", {"names": ["grown:2097152:disk-0", "joined:1048576:serial-9", "gone:0:disk-1"]}
+)  # fmt: skip
+KNOBS = {"UpdateReplicaDisks": {"disks": {"serial-0": 2 << 20, "serial-9": 1 << 20}}}
+"""What is different at the sites from the beginning of a job."""
+
 Job = tuple[str, dict[str, Any]]
 
 
@@ -98,6 +104,17 @@ WORKFLOWS: dict[str, tuple[list[Job], Job, list[str]]] = {
             *around("ResumeReplicaTask", "IrCompletionTask"),
         ],
     ),
+    "disks": (
+        [REPROTECT],
+        DISKS,
+        [
+            *("job.PlanDiskChanges.before", "job.PlanDiskChanges.plan", "job.PlanDiskChanges.after"),
+            *around("AttachChangedDisks"),
+            *("job.StartReplicationOfDisks.before", "job.StartReplicationOfDisks.epoch"),
+            *("job.StartReplicationOfDisks.after", "job.finish.after"),
+            *around("ResumeReplicaTask", "IrCompletionTask"),
+        ],
+    ),
     "disable": ([REPROTECT], DISABLE, around("VmDisableProtectionPrerequisitesCheck", "VmDisableProtection")),
 }
 
@@ -117,7 +134,7 @@ class Driver:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         wanted = {"directory": str(directory), "scenario": job[0], "inputs": job[1], "key": key, "seconds": 120,
-                  "faults": f"{fault}=kill@1" if fault else ""}  # fmt: skip
+                  "faults": f"{fault}=kill@1" if fault else "", "knobs": KNOBS.get(job[0], {})}  # fmt: skip
         self._process.stdin.write(json.dumps(wanted) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())

@@ -22,6 +22,7 @@ from simulated_sites import Components, SimulatedFabric, Sites
 
 from failback.configuration_server.app import jobs_url
 from failback.configuration_server.database import Database, items
+from failback.configuration_server.database.components import ComponentRow
 from failback.configuration_server.database.jobs import JobRow
 from failback.configuration_server.jobs.engine import JobEngine
 from failback.configuration_server.jobs.executor import DbosExecutor
@@ -116,9 +117,23 @@ def outcome(database: Database, sites: Sites) -> dict[str, Any]:
     return {"item": shown, "jobs": jobs, "world": world}
 
 
+async def _turn(run: Running, knobs: dict[str, Any]) -> None:
+    """Turn the knobs, and wait until the registry heard of the disks."""
+    for name, value in knobs.items():
+        run.sites.knob(name, value)
+    while "disks" in knobs:
+        with run.database.read() as session:
+            row = session.get(ComponentRow, sites_of.MACHINE)
+            told = {disk["device_match"]: disk["size_bytes"] for disk in (row.status if row else {}).get("disks", ())}
+        if told == knobs["disks"]:
+            return
+        await asyncio.sleep(0.02)
+
+
 async def _one(wanted: dict[str, Any], answer: int) -> None:
     """Leaves the process itself, without a tidy stop: what is recorded has to be enough."""
     async with running(Path(wanted["directory"])) as run:
+        await _turn(run, wanted.get("knobs", {}))
         job_id = await run.engine.start(wanted["scenario"], sites_of.ITEM, wanted["inputs"], wanted["key"])
         await finished(run, job_id, wanted["seconds"])
         os.write(answer, json.dumps(outcome(run.database, run.sites)).encode())

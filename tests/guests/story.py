@@ -24,7 +24,7 @@ from failback.mobility.selftest import self_test_without_capture
 from failback.protocol.extents import EXTENT
 
 DISKS = ("/dev/vdc", "/dev/vdd", "/dev/vde")
-SECONDS = 3
+SECONDS = 2
 LVM = (
     "--config 'activation{udev_sync=0 udev_rules=0} devices{use_devicesfile=0} "
     "global{use_lvmpolld=0 event_activation=0} backup{backup=0 archive=0}'"
@@ -122,7 +122,7 @@ def load_file_system(device: str) -> None:
     sh(f"mount {device} {MOUNTED}")
     try:
         fio(f"--directory={MOUNTED} --numjobs=2 --thread")
-        sh(f"cp -r /usr/lib/python3/dist-packages {MOUNTED}/copied && sync && rm -r {MOUNTED}/copied")
+        sh(f"cp -r /etc {MOUNTED}/copied && sync && rm -r {MOUNTED}/copied")
     finally:
         sh(f"umount {MOUNTED}")
 

@@ -236,13 +236,19 @@ def _own_time_zone() -> str:
     return name if found and name not in ("Etc/UTC", "") else "UTC"
 
 
+def _disk_note(disk: dict[str, Any]) -> str:
+    if disk.get("removed"):
+        return " (the machine has it no more; kept for older points)"
+    return " (will be created)" if disk["created"] else ""
+
+
 def _print_disks(item: dict[str, Any]) -> None:
     disks = item["properties"]["providerSpecificDetails"]["protectedDisks"]
     rows = [
         (
             disk["diskName"],
             size(disk["diskCapacityInBytes"]),
-            disk["onPremisesPath"] + (" (will be created)" if disk["created"] else ""),
+            disk["onPremisesPath"] + _disk_note(disk),
             disk["protectionStage"] or "-",
             f"{disk['resyncProgressPercentage']} %",
             size(disk["resyncTotalTransferredBytes"]),
