@@ -12,7 +12,7 @@ import journal_driver as driver
 import pytest
 
 from failback.block.device import BlockDevice
-from failback.errors import IntegrityError, NotSupportedError, OutOfSpaceError, PreconditionError
+from failback.errors import ConflictError, IntegrityError, NotSupportedError, OutOfSpaceError
 from failback.journal.journal import Journal
 from failback.journal.view import View
 from failback.model.points import PointChoice, PointKind, PointSelector, RecoveryPoint
@@ -95,7 +95,7 @@ def test_a_view_keeps_its_undo_while_older_points_are_thinned(world: tuple[Journ
     assert journal.thin() == len(points) // 2 + 1
     kept = [point.point_id for point in journal.points()]
     assert kept == [point.point_id for point in points[len(points) // 2 :]]
-    with pytest.raises(PreconditionError, match="a view"):
+    with pytest.raises(ConflictError, match="a view"):
         journal.drop_point(middle.point_id)
     assert {disk: _whole(view) for disk, view in opening.disks.items()} == _model(middle.sequence)
     opening.close()

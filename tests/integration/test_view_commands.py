@@ -106,3 +106,21 @@ def test_scrub(site: SiteProcess) -> None:
     assert [event["eventCode"] for event in events] == ["ECH0022", "ECH0021"] * 2
     assert "disk 1 was wrong at bytes 65536 to 73727" in events[1]["description"]
     assert events[1]["severity"] == "Critical"
+
+
+def test_policy(site: SiteProcess) -> None:
+    _failback(
+        site, "policy", "set", "--crash-consistent", "1", "--history", "7d", "--thin", "10m:1m", "--thin", "2h:1h"
+    )
+    (policy,) = json.loads(_failback(site, "policy", "list", "--json").stdout)
+    own = policy["properties"]["providerSpecificDetails"]
+    assert (own["crashConsistentSeconds"], own["recoveryPointHistory"]) == (1, 7 * 1440)
+    assert own["thinning"] == [
+        {"olderThanInMinutes": 10, "everyInMinutes": 1},
+        {"olderThanInMinutes": 120, "everyInMinutes": 60},
+    ]
+    assert "after 120 min one in 60 min" in _failback(site, "policy", "list").stdout
+    refused = _failback(site, "policy", "set", "--thin", "2h:7m", "--thin", "3h:1h", status=2)
+    assert "do not fit" in refused.stderr
+    assert "0 seconds" in _failback(site, "policy", "set", "--crash-consistent", "0", status=2).stderr
+    assert json.loads(_failback(site, "policy", "list", "--json").stdout) == [policy]

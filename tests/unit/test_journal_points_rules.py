@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from failback.errors import ConfigurationError
 from failback.journal.pacing import Pace, decide
 from failback.journal.retention import to_drop
 from failback.model.ids import MachineId, PointId
 from failback.model.points import PointKind, RecoveryPoint
+from failback.model.policy import ReplicationPolicy, ThinningStep
 from failback.model.stream import GapCause, MarkKind
+from failback.protection import policy_rules
 
 SECOND = 1_000_000_000
 MINUTE = 60 * SECOND
@@ -91,3 +94,28 @@ def test_members_whose_clocks_differ_keep_common_marks_of_every_hour(skew_ns: in
     for hour in range(4):
         of_hour = range(hour * 360 - 2, (hour + 1) * 360 + 2)
         assert any(f"mark {n}" in common for n in of_hour), f"hour {hour}"
+
+
+def test_thinning_by_steps_of_the_policy() -> None:
+    """All for ten minutes, one a minute for two hours, one an hour from then on; asking again drops no more."""
+    steps = (ThinningStep(10, 1), ThinningStep(120, 60))
+    points = [_point(f"{second}", second * SECOND) for second in range(0, 6 * 3600, 10)]
+    newest = points[-1].wall_ns
+    dropped = set(to_drop(points, newest, 24 * 60, steps))
+    kept = [point for point in points if point.point_id not in dropped]
+    assert to_drop(kept, newest, 24 * 60, steps) == []
+    by_age = {limit: [p for p in kept if p.wall_ns >= newest - limit] for limit in (10 * MINUTE, 2 * HOUR)}
+    assert len(by_age[10 * MINUTE]) == 61
+    middle = [point.wall_ns // MINUTE for point in by_age[2 * HOUR][: -len(by_age[10 * MINUTE])]]
+    assert middle == sorted(set(middle)) and 108 <= len(middle) <= 112
+    oldest = [point.wall_ns // HOUR for point in kept if point.wall_ns < newest - 2 * HOUR]
+    assert oldest == sorted(set(oldest)) and 4 <= len(oldest) <= 5
+    assert to_drop(points, newest, 24 * 60, ()) == []
+
+
+@pytest.mark.parametrize("thinning", [((10, 60), (5, 120)), ((10, 7), (20, 60)), ((0, 1),), ((10, 0),)])
+def test_steps_that_do_not_fit_are_refused(thinning: tuple[tuple[int, int], ...]) -> None:
+    policy = ReplicationPolicy("p", thinning=tuple(ThinningStep(*step) for step in thinning))
+    with pytest.raises(ConfigurationError):
+        policy_rules.check(policy)
+    policy_rules.check(ReplicationPolicy("p", crash_consistent_seconds=1, thinning=()))

@@ -12,7 +12,7 @@ import typer
 
 from failback import __version__
 from failback import serve as roles
-from failback.cli import component, event, group, item, job, mobility, operation, output, point, view
+from failback.cli import component, event, group, item, job, mobility, operation, output, point, policy, view
 
 app = typer.Typer(
     name="failback",
@@ -50,6 +50,7 @@ app.command()(operation.reprotect)
 app.command()(point.points)
 app.add_typer(point.app, name="point")
 app.add_typer(view.app, name="view")
+app.add_typer(policy.app, name="policy")
 app.command()(operation.failback)
 app.command()(operation.commit)
 app.command()(operation.cancel)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -550,23 +549,25 @@ class Journal:
     def thin(self) -> int:
         """Drop what the policy does not keep: points, and redo behind its window. Returns the points dropped."""
         dropped = 0
-        with self.apply_lock:
-            applied = self.catalogue.applied
-            if self.rollback_phase or self.catalogue.get("state") != "attached":
-                return 0
-            if not self.views.opening:
-                self.redo.free(applied.ordinal, time.time() - self.policy.redo_window_seconds)
-            history_ns = self.policy.recovery_point_history_minutes * retention.MINUTE_NS
-            newest_ns = min(applied.wall_ns, time.time_ns())  # a source clock that steps forward ages nothing
-            self.catalogue.forget_gaps(newest_ns - history_ns)
-            entries = self.catalogue.points()
-            points = [entry.point for entry in entries]
-            unwanted = retention.to_drop(points, newest_ns, self.policy.recovery_point_history_minutes)
-            ordinals = {entry.point.point_id: entry.ordinal for entry in entries}
-            for point_id in self.views.droppable(ordinals, unwanted):
-                merge.drop_point(self._folder, self.catalogue, point_id)
+        for point_id in self._unwanted():  # one by one: the applier waits for none of them long
+            with contextlib.suppress(NotFoundError, ConflictError):  # it stays for now
+                self.drop_point(point_id)
                 dropped += 1
         return dropped
+
+    def _unwanted(self) -> list[PointId]:
+        """The points that the policy does not keep; redo behind its window goes at once."""
+        with self.apply_lock:
+            applied, policy = self.catalogue.applied, self.policy
+            if self.rollback_phase or self.catalogue.get("state") != "attached":
+                return []
+            if not self.views.opening:
+                self.redo.free(applied.ordinal, time.time() - policy.redo_window_seconds)
+            history_minutes = policy.recovery_point_history_minutes
+            newest_ns = min(applied.wall_ns, time.time_ns())  # a source clock that steps forward ages nothing
+            self.catalogue.forget_gaps(newest_ns - history_minutes * retention.MINUTE_NS)
+            points = [entry.point for entry in self.catalogue.points()]
+            return retention.to_drop(points, newest_ns, history_minutes, policy.thinning)
 
     def relieve(self) -> int:
         """The volume is full: free the applied redo now, whatever its window; returns how many segments."""
@@ -576,19 +577,17 @@ class Journal:
             return self.redo.free(self.catalogue.applied.ordinal, time.time())
 
     def drop_point(self, point_id: str) -> None:
+        """Raises NotFoundError, and ConflictError for one that is in use now."""
         with self.apply_lock:
-            for entry in self.catalogue.points():
-                if entry.point.point_id == point_id:
-                    self.views.check_droppable(entry.ordinal)
+            if self.rollback_phase:
+                raise ConflictError("the disks are at a chosen point", remedy="commit or cancel the failback first")
+            self.views.check_droppable(self.catalogue.points(), point_id)
             merge.drop_point(self._folder, self.catalogue, point_id)
 
     @property
     def size_bytes(self) -> int:
         """Redo and undo files."""
-        total = self.redo.size_bytes
-        with contextlib.suppress(FileNotFoundError), os.scandir(self.directory / "undo") as entries:
-            total += sum(entry.stat().st_size for entry in entries)
-        return total
+        return self.redo.size_bytes + self._folder.size_bytes
 
     def close(self) -> None:
         """Let go of everything; nothing has to be done for safety."""

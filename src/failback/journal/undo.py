@@ -7,6 +7,7 @@ An undo file belongs to one interval between recovery points (or to a rollback, 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections import deque
@@ -329,6 +330,13 @@ class UndoFolder:
 
     def path(self, name: str) -> Path:
         return self.directory / name
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all files."""
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.directory / "undo") as entries:
+            return sum(entry.stat().st_size for entry in entries)
+        return 0
 
     def open(self, name: str, number: int, durable: Durable = UNKNOWN) -> UndoFile:
         """Raises UndoDamagedError: what is ``durable`` cannot be read."""

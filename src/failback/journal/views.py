@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from failback.block.device import BlockDevice
-from failback.errors import ConflictError, NotFoundError, PreconditionError
+from failback.errors import ConflictError, NotFoundError
 from failback.journal import last_write
 from failback.journal.applier import Payloads, decode, payload_of, write_pieces
-from failback.journal.catalogue import Catalogue, Interval
+from failback.journal.catalogue import Catalogue, CataloguedPoint, Interval
 from failback.journal.choosing import Lost, choose
 from failback.journal.layer import Room
 from failback.journal.redo import RedoLog
@@ -27,7 +27,6 @@ from failback.journal.rollback import RETURN_FILE, Destination, Progress
 from failback.journal.run_table import UndoIndex
 from failback.journal.undo import Durable, UndoDamagedError, UndoFolder, cuts
 from failback.journal.view import View
-from failback.model.ids import PointId
 from failback.model.points import PointChoice, RecoveryPoint
 
 DEFAULT_QUOTA_BYTES = 1 << 40
@@ -175,16 +174,12 @@ class Views:
         """Whether a view is being opened: it may still need redo."""
         return self._opening > 0
 
-    def droppable(self, ordinals: Mapping[PointId, int], point_ids: Iterable[PointId]) -> list[PointId]:
-        """Of the points that the policy would drop those that no view keeps."""
+    def check_droppable(self, points: Iterable[CataloguedPoint], point_id: str) -> None:
+        """Raises ConflictError when a view keeps the point."""
         kept = self.kept_from
-        return [point_id for point_id in point_ids if kept is None or ordinals[point_id] < kept]
-
-    def check_droppable(self, ordinal: int) -> None:
-        kept = self.kept_from
-        if kept is not None and ordinal >= kept:
-            raise PreconditionError("a view of this recovery point or of an older one is open", code="PointInUse",
-                                    remedy="close the view first")  # fmt: skip
+        if kept is not None and any(one.point.point_id == point_id and one.ordinal >= kept for one in points):
+            raise ConflictError("a view of this recovery point or of an older one is open", code="PointInUse",
+                                remedy="close the view first")  # fmt: skip
 
 
 class _Files:

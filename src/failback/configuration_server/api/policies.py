@@ -1,17 +1,49 @@
-"""``replicationPolicies``, read only: the failback policy is made at installation and applied to every reprotect."""
+"""``replicationPolicies``: the failback policy is made at installation and applied to every reprotect.
+
+PATCH changes its figures, and master targets keep to them with their next heartbeat. Nothing else of a policy changes: it
+is neither made nor removed here.
+"""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from failback.configuration_server.api.arm import Vault, VaultOf, envelope, listed
 from failback.configuration_server.api.faults import FaultRoute
 from failback.configuration_server.api.services import Services
+from failback.configuration_server.api.sign_in import note
+from failback.configuration_server.database.items import all_items
 from failback.configuration_server.database.policies import PolicyRow
 from failback.errors import NotFoundError
+from failback.protection import policy_rules
+
+
+class Step(BaseModel):
+    older_than_minutes: int = Field(alias="olderThanInMinutes")
+    every_minutes: int = Field(alias="everyInMinutes")
+
+
+class Settings(BaseModel):
+    recovery_point_threshold_minutes: int | None = Field(default=None, alias="recoveryPointThresholdInMinutes")
+    recovery_point_history_minutes: int | None = Field(default=None, alias="recoveryPointHistory")
+    app_consistent_frequency_minutes: int | None = Field(default=None, alias="appConsistentFrequencyInMinutes")
+    crash_consistent_seconds: int | None = Field(default=None, alias="crashConsistentSeconds")
+    redo_window_seconds: int | None = Field(default=None, alias="redoWindowInSeconds")
+    thinning: list[Step] | None = None
+
+
+class PolicyProperties(BaseModel):
+    settings: Settings = Field(default_factory=Settings, alias="replicationProviderSettings")
+
+
+class PolicyRequest(BaseModel):
+    properties: PolicyProperties
 
 
 def router(services: Services) -> APIRouter:
@@ -29,6 +61,29 @@ def router(services: Services) -> APIRouter:
             raise NotFoundError(f"there is no policy {name!r}")
         return _policy(vault, row)
 
+    @routes.patch("/replicationPolicies/{name}")
+    async def change_policy(vault: VaultOf, request: Request, name: str, body: PolicyRequest) -> dict[str, Any]:
+        def work(session: Session) -> PolicyRow:
+            row = session.get(PolicyRow, name)
+            if row is None:
+                raise NotFoundError(f"there is no policy {name!r}")
+            changed = body.properties.settings.model_dump(exclude_none=True)
+            steps = changed.pop("thinning", None)
+            for field, value in changed.items():
+                setattr(row, field, value)
+            if steps is not None:
+                row.thinning = {"steps": [[step["older_than_minutes"], step["every_minutes"]] for step in steps]}
+            policy_rules.check(row.policy())
+            note(session, services.clock, request, "change policy", name, detail=json.dumps(sorted(changed)))
+            return row
+
+        row = await services.database.run(work)
+        targets = await services.database.look(
+            lambda session: [one.master_target_id for one in all_items(session) if one.master_target_id]
+        )
+        services.news.announce(*targets)
+        return _policy(vault, row)
+
     return routes
 
 
@@ -39,6 +94,11 @@ def _policy(vault: Vault, row: PolicyRow) -> dict[str, Any]:
         "recoveryPointHistory": row.recovery_point_history_minutes,
         "appConsistentFrequencyInMinutes": row.app_consistent_frequency_minutes,
         "crashConsistentSeconds": row.crash_consistent_seconds,
+        "redoWindowInSeconds": row.redo_window_seconds,
+        "thinning": [
+            {"olderThanInMinutes": step.older_than_minutes, "everyInMinutes": step.every_minutes}
+            for step in row.policy().thinning
+        ],
         "multiVmSyncStatus": "Enabled",
         "editable": row.editable,
     }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from failback.configuration_server.database.base import Base, Name, WallNs
-from failback.model.policy import ReplicationPolicy
+from failback.configuration_server.database.base import Base, Name, Table, WallNs
+from failback.model.policy import DEFAULT_THINNING, ReplicationPolicy, ThinningStep
 
 FAILBACK_POLICY_NAME = "failback"
 """15 minutes threshold, 24 hours of points, app-consistent points every 60 minutes; applied to a reprotect by itself."""
@@ -20,6 +20,8 @@ class PolicyRow(Base):
     app_consistent_frequency_minutes: Mapped[int] = mapped_column(default=60)
     crash_consistent_seconds: Mapped[int] = mapped_column(default=300)
     redo_window_seconds: Mapped[int] = mapped_column(default=3600)
+    thinning: Mapped[Table]
+    """``{"steps": [[older_than_minutes, every_minutes], ...]}``; empty: the default."""
     editable: Mapped[bool] = mapped_column(default=True)
     created_wall_ns: Mapped[WallNs]
 
@@ -31,6 +33,7 @@ class PolicyRow(Base):
             self.app_consistent_frequency_minutes,
             self.crash_consistent_seconds,
             self.redo_window_seconds,
+            tuple(ThinningStep(*step) for step in self.thinning["steps"]) if self.thinning else DEFAULT_THINNING,
         )
 
 
