@@ -17,6 +17,7 @@ from chaos_load import as_postgres, program
 
 from failback.block.raw import RawDevice
 from failback.journal.journal import Journal
+from failback.journal.undo import UndoDamagedError
 from failback.model.points import PointKind, RecoveryPoint
 
 CHUNK_BYTES = 1 << 20
@@ -58,17 +59,21 @@ def opened_journal(directory: Path) -> Iterator[Journal]:
 def open_points(
     directory: Path, witnessed: list[Witnessed], chance: random.Random, most: int, scratch: Path
 ) -> list[Opened]:
-    """Up to ``most`` points drawn by chance, the newest among them."""
+    """Up to ``most`` points drawn by chance, the newest among them. Points whose undo is found damaged have to be withdrawn."""
     found = []
     with opened_journal(directory) as journal:
         offered = [p for p in journal.points() if not p.abandoned and p.kind is not PointKind.BEFORE_REPROTECT]
-        chosen = {point.point_id for point in [*chance.sample(offered, min(most, len(offered))), *offered[-1:]]}
-        for point in [point for point in offered if point.point_id in chosen][-most:]:
+        for point in [*offered[-1:], *chance.sample(offered[:-1], len(offered) - 1)] if offered else ():
+            if len(found) == most:
+                break
             scratch.mkdir()
             try:
                 for disk in journal.catalogue.disks:
                     _copy(journal, point, disk.index, scratch / f"disk{disk.index}")
                 found.append(_examined(point, witnessed, scratch))
+            except UndoDamagedError:  # noticed, and withdrawn: never shown as something else
+                if any(still.point_id == point.point_id for still in journal.points()):
+                    raise
             finally:
                 shutil.rmtree(scratch)
     return found

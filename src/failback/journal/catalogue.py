@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from failback.errors import IntegrityError, StorageError
+from failback.journal import catalogue_digest
 from failback.journal.undo import UNKNOWN, Durable
 from failback.model.ids import MachineId, PassId, PointId
 from failback.model.points import Gap, PointKind, RecoveryPoint, ReplicaDisk
@@ -103,6 +104,11 @@ class Catalogue:
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=FULL")
             self._connection.executescript(_SCHEMA)
+            catalogue_digest.attach(self._connection, path, _SCHEMA)
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise StorageError(f"cannot open {path}: {error}", remedy="check the retention volume") from error
+            raise catalogue_digest.damaged(path, str(error)) from error
         except sqlite3.Error as error:
             raise StorageError(f"cannot open {path}: {error}", remedy="check the retention volume") from error
 
