@@ -101,16 +101,21 @@ class Catalogue:
         """Grows with every change of an interval or of a rollback's phase, in this process."""
         try:
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA synchronous=FULL")
-            self._connection.executescript(_SCHEMA)
-            catalogue_digest.attach(self._connection, path, _SCHEMA)
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise StorageError(f"cannot open {path}: {error}", remedy="check the retention volume") from error
-            raise catalogue_digest.damaged(path, str(error)) from error
-        except sqlite3.Error as error:
+            try:
+                self._open()
+            except BaseException:
+                self._connection.close()
+                raise
+        except sqlite3.OperationalError as error:
             raise StorageError(f"cannot open {path}: {error}", remedy="check the retention volume") from error
+        except sqlite3.Error as error:
+            raise catalogue_digest.damaged(path, str(error)) from error
+
+    def _open(self) -> None:
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute("PRAGMA synchronous=FULL")
+        self._connection.executescript(_SCHEMA)
+        catalogue_digest.attach(self._connection, self.path, _SCHEMA)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
