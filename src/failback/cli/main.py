@@ -90,7 +90,7 @@ def run() -> int:
     except typer.Abort:
         output.tell("interrupted; a job that was started goes on (failback job list)")
         return 130
-    except Exception as error:
+    except Exception as error:  # click's own are told from defects there
         return _usage_error(error)
     return status if isinstance(status, int) else 0
 

@@ -256,7 +256,7 @@ class Replica:
                 self._fail(error)
                 self._stopping.wait(_RETRY_SECONDS)
                 continue
-            except Exception as error:
+            except Exception as error:  # the border of one replica: it says what is wrong, the others go on
                 log.exception("applying failed unexpectedly", machine=self.journal.machine_id)
                 self._fail(
                     StorageError(f"applying failed unexpectedly: {error!r}", remedy="see the master target's log")

@@ -251,7 +251,8 @@ async def run_script(script: str, *arguments: str, limit_seconds: float) -> None
         raise FreezeError(f"{script} cannot be started: {error.strerror}", code="ScriptFailed",
                           remedy="check the path and its execute permission") from error  # fmt: skip
     try:
-        status = await asyncio.wait_for(process.wait(), limit_seconds)
+        async with asyncio.timeout(limit_seconds):
+            status = await process.wait()
     except TimeoutError:
         process.kill()
         await process.wait()

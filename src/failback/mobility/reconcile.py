@@ -31,18 +31,18 @@ from failback.mobility.stream import Stream
 from failback.model import orders
 from failback.model.bandwidth import NO_LIMIT
 from failback.model.components import DiskFacts, MobilityAssignment, MobilityStatus, Order
-from failback.model.orders import Probe, ProbeResult, SelfTestResult
+from failback.model.orders import SelfTestResult
 from failback.runtime import logs, records
 from failback.transport.https import HttpsClient
 from failback.transport.identity import Identity
 from failback.transport.limits import Pacer
+from failback.transport.probe import probe
 
 log = logs.get(__name__)
 
 ENDING_CODES = frozenset({"JournalReplaced", "RedoDamaged", "ItemsMissing", "SpoolDamaged"})
 """Errors of a stream that only a new epoch cures."""
 RETRY_SECONDS = 5.0
-PROBE_SECONDS = 5.0
 DISKS_EVERY_SECONDS = 3.0
 
 OrderWork = Callable[[Order, Callable[[int, int], None]], Awaitable[dict[str, Any]]]
@@ -99,7 +99,7 @@ class Reconciler:
 
     def orders(self) -> dict[str, OrderWork]:
         return {
-            orders.PROBE: self._probe,
+            orders.PROBE: probe,
             orders.SELF_TEST: self._self_test,
             orders.APP_CONSISTENT_MARK: self._leases.app_consistent_mark,
             orders.FREEZE_LEASE: self._leases.freeze_lease,
@@ -309,12 +309,6 @@ class Reconciler:
                                 possible_causes=self._state.reason, remedy="see the item's health")  # fmt: skip
         return Running(self._stream, tuple(self._devices.values()))
 
-    async def _probe(self, order: Order, progress: Callable[[int, int], None]) -> dict[str, Any]:
-        targets = records.decode(order.arguments, Probe, "probe").targets
-        results = await asyncio.gather(*(probe(target) for target in targets))
-        encoded: dict[str, Any] = records.encode(ProbeResult(dict(zip(targets, results, strict=True))))
-        return encoded
-
     async def _self_test(self, order: Order, progress: Callable[[int, int], None]) -> dict[str, Any]:
         if self._session is not None:
             result: SelfTest = await self._call(self._session.self_test, None)
@@ -335,19 +329,3 @@ class Reconciler:
             self._state.reason = result.detail
         log.info("self-test", passed=result.passed, detail=result.detail)
         self._changed()
-
-
-async def probe(target: str) -> str:
-    """Empty when ``host:port`` accepts a TCP connection, else the reason."""
-    host, _, port = target.rpartition(":")
-    if not host or not port.isdigit():
-        return f"{target!r} is not host:port"
-    try:
-        async with asyncio.timeout(PROBE_SECONDS):
-            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
-    except TimeoutError:
-        return f"no answer within {PROBE_SECONDS:g} s"
-    except OSError as error:
-        return error.strerror or str(error)
-    writer.close()
-    return ""

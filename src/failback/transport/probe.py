@@ -1,4 +1,4 @@
-"""The probe order of the server roles: can this machine connect to those addresses (readiness, connectivity)."""
+"""The probe order of every role: can this machine connect to those addresses (readiness, connectivity)."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ async def probe(order: Order, _: ReportProgress) -> dict[str, Any]:
 
 
 async def _try_connect(target: str) -> str:
+    """Empty when ``host:port`` accepts a TCP connection, else the reason."""
     host, _, port = target.rpartition(":")
+    if not host or not port.isdigit():
+        return f"{target!r} is not host:port"
     try:
         async with asyncio.timeout(_PROBE_SECONDS):
             _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
     except TimeoutError:
         return f"no answer within {_PROBE_SECONDS:g} s"
-    except (OSError, ValueError) as error:
-        return str(error)
+    except (OSError, ValueError) as error:  # of a port or a name that cannot be
+        return getattr(error, "strerror", None) or str(error)
     writer.close()
     return ""

@@ -18,7 +18,8 @@ T = TypeVar("T")
 async def ask(services: Surroundings, call: Callable[[], T], name: str) -> T:
     """The call's answer. Raises what it raises, and FabricError when it takes too long."""
     try:
-        return await asyncio.wait_for(asyncio.to_thread(call), services.fabric_seconds)
+        async with asyncio.timeout(services.fabric_seconds):
+            return await asyncio.to_thread(call)
     except TimeoutError:
         raise FabricError(
             f"the fabric {name} did not answer within {services.fabric_seconds:.0f} s",

@@ -187,7 +187,7 @@ class JobEngine:
         except FailbackError as failure:
             await self._still_owner(job_id, generation, failure)
             state, description, error = words.FAILED, failure.message, failure
-        except Exception as failure:
+        except Exception as failure:  # the border of one step: the job fails and says so, the engine goes on
             log.exception("a step failed in an unexpected way", job=job_id, task=name)
             state, description, error = words.FAILED, repr(failure), _unexpected(failure)
         faults.point(f"job.{name}.after")
@@ -207,7 +207,7 @@ class JobEngine:
         faults.point("job.undo.before")
         try:
             await scenario.undo(context, state)
-        except Exception as failure:
+        except Exception as failure:  # the border of an undo: its error is recorded with the job's own
             known = failure if isinstance(failure, FailbackError) else _unexpected(failure)
             await self._still_owner(job_id, generation, known)
             log.exception("an undo failed", job=job_id, task=name)
@@ -302,7 +302,7 @@ class _Bridge:
                 return future.result()
             except (concurrent.futures.CancelledError, StaleEpochError) as left:
                 raise Stopped from left
-            except Exception as failure:
+            except Exception as failure:  # the engine's own (a busy database): what a step raises never arrives here
                 log.error("the job engine failed and tries again", error=repr(failure))
                 self._stopped.wait(RETRY_SECONDS)
             finally:

@@ -37,7 +37,8 @@ class Subscription:
         if self.closed:
             return True
         try:
-            await asyncio.wait_for(self._event.wait(), max(0.0, timeout_seconds))
+            async with asyncio.timeout(max(0.0, timeout_seconds)):
+                await self._event.wait()
         except TimeoutError:
             return False
         self._event.clear()
