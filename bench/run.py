@@ -20,7 +20,7 @@ from bench import results  # noqa: E402
 
 ORDER = (
     "initial_sync", "initial_sync_1gbit", "resync_untracked", "resync_tracked", "capture_overhead", "capture_fixed_rate",
-    "lag", "churn", "points", "history_space", "growth",
+    "lag", "churn", "points", "history_space", "growth", "group_hold",
 )  # fmt: skip
 """The rows of the table; those without a module here are not written yet."""
 BEGIN, END = "<!-- results: written by run.py -->", "<!-- end of results -->"
