@@ -378,6 +378,8 @@ class Components:
             return encoded
         if order.kind == kinds.PREPARE_POINT:
             return self._prepared(state, order, become)
+        if order.kind == kinds.SCRUB:
+            return {}
         if order.kind in (kinds.OPEN_VIEW, kinds.CLOSE_VIEW):
             return self._viewed(state, order)
         if order.kind == kinds.DETACH_REPLICA and state["replica"] == "none":

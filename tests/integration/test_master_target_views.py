@@ -151,3 +151,23 @@ async def test_leases_and_restarts_end_views_cleanly(site: Site, tmp_path: Path)
     assert await _copied(again, tmp_path) == driver.initial(SEED)
     with pytest.raises(FailbackError, match="no recovery point"):
         await _open(site, PointChoice(PointSelector.POINT, str(uuid.uuid4())))
+
+
+async def test_rot_in_closed_undo_is_found_before_it_is_needed(site: Site) -> None:
+    await _fed(site, 40)
+    points = site.replica()["points"]
+    await eventually(lambda: site.replica()["undo_proven_wall_ns"] > 0)
+    proven = site.replica()["undo_proven_wall_ns"]
+    await site.order(orders.SCRUB, orders.Scrub("one", replica_of=MACHINE))
+    await eventually(lambda: site.replica()["undo_proven_wall_ns"] > proven and site.replica()["points"] == points)
+    files = sorted((site.retention / "failback" / MACHINE / "undo").glob("*.undo"))
+    rotten = next(path for path in files[2:-1] if path.stat().st_size > 500)
+    content = bytearray(rotten.read_bytes())
+    content[-1] ^= 1
+    rotten.write_bytes(content)
+    await site.order(orders.SCRUB, orders.Scrub("two", replica_of=MACHINE))
+    await eventually(lambda: site.replica()["problem"].startswith("older recovery points cannot be reached"))
+    assert 0 < len(site.replica()["points"]) < len(points)
+    for point in site.replica()["points"]:
+        view = await _open(site, PointChoice(PointSelector.POINT, point["point_id"]))
+        await _close(site, view)

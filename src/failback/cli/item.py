@@ -139,6 +139,7 @@ def show(name: ItemName, as_json: AsJson = False) -> None:
             ("waiting", f"{size(own['stream']['backlogBytes'])} at the machine, {size(own['stream']['spooledBytes'])} spooled"),
             ("gap", own["gap"] or "none"),
             ("scrub", _scrub(own["scrub"])),
+            ("undo proven", moment(own["undoProven"])),
         ]
     )  # fmt: skip
     for error in properties["healthErrors"]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from failback.block.device import BlockDevice
 from failback.errors import ConflictError, NotFoundError
-from failback.journal import last_write
+from failback.journal import last_write, scrub
 from failback.journal.applier import Payloads, decode, payload_of, write_pieces
 from failback.journal.catalogue import Catalogue, CataloguedPoint, Interval
 from failback.journal.choosing import Lost, choose
@@ -25,6 +25,7 @@ from failback.journal.layer import Room
 from failback.journal.redo import RedoLog
 from failback.journal.rollback import RETURN_FILE, Destination, Progress
 from failback.journal.run_table import UndoIndex
+from failback.journal.scrub import Proven
 from failback.journal.undo import Durable, UndoDamagedError, UndoFolder, cuts
 from failback.journal.view import View
 from failback.model.points import PointChoice, RecoveryPoint
@@ -160,6 +161,10 @@ class Views:
     def _unpin(self, pin: object) -> None:
         with self._lock:
             self._pins.pop(pin, None)
+
+    def prove(self, go_on: Callable[[int], bool]) -> Proven:
+        """Read all closed undo and compare it with its checksums (``scrub``)."""
+        return scrub.prove(self._journal.folder, self._journal.catalogue, self._journal.lock, go_on)
 
     # --- what is kept -----------------------------------------------------------------------------------------------
 

@@ -31,5 +31,8 @@ class MasterTargetConfig:
     view_listen_port: int = 10809
     metrics_listen: str = ""
     """ADDRESS:PORT on loopback for Prometheus; empty: none."""
+    scrub_every_hours: float = 168.0
+    """How often closed undo files are read and proven; 0: only when it is asked for."""
+    scrub_megabytes_per_second: float = 20.0
     log_level: str = "INFO"
     log_json: bool = False

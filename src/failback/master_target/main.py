@@ -83,6 +83,7 @@ async def _main(config: MasterTargetConfig, stop: asyncio.Event) -> None:
     service.notify_ready()
     if config.view_listen_host:
         replicas.views.listen(config.view_listen_host, config.view_listen_port, identity)
+    replicas.scrubs.start()
     minding = [asyncio.create_task(replicas.retry()), asyncio.create_task(replicas.expire_views())]
     try:
         await control.run(stop)

@@ -45,6 +45,7 @@ class Orders:
             orders.DETACH_REPLICA: self.detach,
             orders.OPEN_VIEW: self.open_view,
             orders.CLOSE_VIEW: self.close_view,
+            orders.SCRUB: self.scrub,
         }
 
     async def attach(self, order: Order, _: ReportProgress) -> dict[str, Any]:
@@ -144,6 +145,12 @@ class Orders:
             await asyncio.to_thread(self._replicas.views.open, arguments, replica, report)
         )
         return result
+
+    async def scrub(self, order: Order, _: ReportProgress) -> dict[str, Any]:
+        arguments = records.decode(order.arguments, orders.Scrub, order.kind)
+        self._replicas.find(arguments.replica_of)
+        self._replicas.scrubs.request(arguments.replica_of)
+        return {}
 
     async def close_view(self, order: Order, _: ReportProgress) -> dict[str, Any]:
         arguments = records.decode(order.arguments, orders.CloseView, order.kind)

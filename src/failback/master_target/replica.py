@@ -18,6 +18,7 @@ from failback.block.device import BlockDevice
 from failback.errors import ConflictError, FailbackError, OutOfSpaceError, StorageError
 from failback.journal.journal import Journal
 from failback.journal.rollback import Destination, Progress
+from failback.journal.scrub import Proven
 from failback.journal.views import OpenView
 from failback.master_target.witness import WitnessFile
 from failback.model.components import POINTS_LOST, ReplicaStatus
@@ -214,6 +215,21 @@ class Replica:
             self.journal.publish_latest()
         return self.journal.views.open(choice, writable=writable, quota_bytes=quota_bytes, progress=progress)
 
+    @property
+    def undo_proven_wall_ns(self) -> int:
+        return int(self.journal.catalogue.get("undo_proven") or 0)
+
+    def prove_undo(self, go_on: Callable[[int], bool]) -> Proven:
+        """Read all closed undo; points that need what is damaged are not offered any more."""
+        journal = self.journal
+        found = journal.views.prove(go_on)
+        if found.whole:
+            journal.catalogue.set("undo_proven", time.time_ns())
+        self.refresh_status()
+        if found.damaged:
+            self.on_news()
+        return found
+
     def relieve(self) -> None:
         """The retention volume is full: replication comes before what is merely looked at."""
         self.on_views_end("the retention volume is full")
@@ -320,6 +336,7 @@ class Replica:
             points=tuple(journal.points()),
             disks=journal.catalogue.disks,
             journal_bytes=journal.size_bytes,
+            undo_proven_wall_ns=self.undo_proven_wall_ns,
             problem=self.problem,
         )
 

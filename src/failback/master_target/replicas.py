@@ -26,6 +26,7 @@ from failback.journal.journal import CATALOGUE_FILE, Journal
 from failback.master_target import volumes
 from failback.master_target.config import MasterTargetConfig
 from failback.master_target.replica import ATTACHED, DETACHED, RELEASED, Replica
+from failback.master_target.scrubs import UndoScrubs
 from failback.master_target.views import ServedViews
 from failback.master_target.witness import WitnessFile
 from failback.model.components import MasterTargetAssignment, ReplicaAssignment, ReplicaStatus
@@ -63,6 +64,9 @@ class Replicas:
         self._serials: dict[MachineId, int] = {}
         self.views = ServedViews(self._runtime_directory)
         self.views.on_news = self._news
+        self.scrubs = UndoScrubs(
+            self._replicas.values, config.scrub_every_hours * 3600, config.scrub_megabytes_per_second * 1e6
+        )
         self.on_news: Callable[[], None] = lambda: None
         """Called in any thread when a replica's status has news that somebody waits for."""
 
@@ -276,6 +280,7 @@ class Replicas:
             await asyncio.to_thread(self.views.expire)
 
     def close(self) -> None:
+        self.scrubs.close()
         self.views.close()
         for replica in self._replicas.values():
             with contextlib.suppress(FailbackError):  # a clean end is a courtesy; the journal knows where it stands

@@ -297,6 +297,8 @@ class ReplicaStatus:
     points: tuple[RecoveryPoint, ...] = ()
     disks: tuple[ReplicaDisk, ...] = ()
     journal_bytes: int = 0
+    undo_proven_wall_ns: int = 0
+    """When all closed undo was read and matched its checksums, or was told as damaged; 0: not yet."""
     problem: str = ""
     """Why nothing lands or is applied; begins with ``CODE:`` when only a new epoch helps, with ``POINTS_LOST`` when older
     points are not offered any more and all else goes on."""

@@ -40,7 +40,7 @@ KINDS: dict[str, tuple[Role, ...]] = {
     DETACH_REPLICA: (Role.MASTER_TARGET,),
     OPEN_VIEW: (Role.MASTER_TARGET,),
     CLOSE_VIEW: (Role.MASTER_TARGET,),
-    SCRUB: (Role.MOBILITY,),
+    SCRUB: (Role.MOBILITY, Role.MASTER_TARGET),
 }
 
 
@@ -160,11 +160,13 @@ class CloseView:
 
 @dataclass(frozen=True, slots=True)
 class Scrub:
-    """Begin to compare the disks with the replica in the background; what becomes of it stands in the agent's status.
+    """Agent: compare the disks with the replica in the background; what becomes of it stands in its status. Master target:
+    read the undo of ``replica_of`` and prove its checksums.
 
     No job owns it (see OpenView). The same id again changes nothing.
     """
 
     scrub_id: str
     bytes_per_second: float = 0.0
-    """0: the agent's own rate."""
+    """0: the component's own rate."""
+    replica_of: MachineId = MachineId("")

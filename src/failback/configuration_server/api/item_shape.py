@@ -214,6 +214,7 @@ def _own(item: ItemView) -> dict[str, Any]:
         "consistent": bool(replica and replica.consistent),
         "replicaState": replica.state if replica else "",
         "replicaProblem": replica.problem if replica else "",
+        "undoProven": timestamp(replica.undo_proven_wall_ns) if replica and replica.undo_proven_wall_ns else None,
         "journalBytes": replica.journal_bytes if replica else 0,
         "gap": (replica.gap if replica else "") or status.gap,
         "gaps": [

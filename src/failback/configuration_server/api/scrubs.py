@@ -6,6 +6,7 @@ No job: the machine goes on replicating and nothing waits for it. How far it is 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -21,7 +22,7 @@ from failback.configuration_server.api.sign_in import note
 from failback.configuration_server.database.items import ItemRow
 from failback.errors import ConflictError
 from failback.model import orders
-from failback.model.ids import new_id
+from failback.model.ids import MachineId, new_id
 
 BEGINNING_SECONDS = 30.0
 
@@ -45,6 +46,10 @@ def router(services: Services) -> APIRouter:
         await services.orders.carry_out(
             row.machine_id or "", orders.SCRUB, 0, arguments, f"scrub {arguments.scrub_id}", BEGINNING_SECONDS
         )
+        proving = replace(arguments, replica_of=MachineId(row.machine_id or ""), bytes_per_second=0.0)
+        await services.orders.carry_out(
+            row.master_target_id or "", orders.SCRUB, 0, proving, f"prove {arguments.scrub_id}", BEGINNING_SECONDS
+        )
         await services.database.run(
             lambda session: note(session, services.clock, request, "scrub", row.name, detail=arguments.scrub_id)
         )
@@ -55,7 +60,7 @@ def router(services: Services) -> APIRouter:
 
 def _replicating(session: Session, item: str) -> ItemRow:
     row = item_row(session, item)
-    if not row.replicating or not row.machine_id:
+    if not row.replicating or not row.machine_id or not row.master_target_id:
         raise ConflictError(f"{row.name} does not replicate: there is nothing to compare", code="NotReplicating",
                             remedy="reprotect the machine first")  # fmt: skip
     return row
