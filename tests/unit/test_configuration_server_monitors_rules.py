@@ -83,3 +83,40 @@ def test_the_worst_verdict_counts() -> None:
     judged = health.judge_item(replace(ITEM, agent_lost=True, point_age_seconds=9999.0))
     assert health.worst(judged) is Level.CRITICAL
     assert health.worst([]) is Level.NORMAL
+
+
+@pytest.mark.parametrize(
+    ("free", "problem", "level", "code"),
+    [
+        (21, "", Level.NORMAL, "SpoolHasRoom"),
+        (19, "", Level.WARNING, "SpoolLow"),
+        (1, "the spool at /spool has no space left", Level.CRITICAL, "SpoolFull"),
+        (50, "the spools are full: they hold what they may (9 bytes); the agent waits", Level.CRITICAL, "SpoolFull"),
+    ],
+)
+def test_an_item_is_warned_of_a_spool_at_eighty_percent(free: int, problem: str, level: Level, code: str) -> None:
+    facts = health.ItemFacts(
+        "ledger", "Protected", True, spool=health.Room("ps", 100, free), spool_problem=problem
+    )  # fmt: skip
+    [verdict] = [one for one in health.judge_item(facts) if one.rule == "spool-room"]
+    assert (verdict.level, verdict.code) == (level, code)
+    assert bool(verdict.remedy) is (level is not Level.NORMAL)
+
+
+@pytest.mark.parametrize(
+    ("free", "problem", "level", "code"),
+    [
+        (21, "", Level.NORMAL, "RetentionVolumeHasRoom"),
+        (19, "", Level.WARNING, "RetentionVolumeLow"),
+        (0, "the retention volume of /r is full: 0 MiB left", Level.CRITICAL, "RetentionVolumeFull"),
+    ],
+)
+def test_an_item_is_warned_of_a_retention_volume_at_eighty_percent(
+    free: int, problem: str, level: Level, code: str
+) -> None:
+    facts = health.ItemFacts(
+        "ledger", "Protected", True, retention=health.Room("retention", 100, free), replica_problem=problem
+    )  # fmt: skip
+    [verdict] = [one for one in health.judge_item(facts) if one.rule == "retention-room"]
+    assert (verdict.level, verdict.code) == (level, code)
+    assert not [one for one in health.judge_item(health.ItemFacts("x", "Protected", True)) if "room" in one.rule]

@@ -12,7 +12,7 @@ import bisect
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,8 @@ class RedoLog:
         self._machine_id = machine_id
         self._incarnation = incarnation
         self._reserve_bytes = reserve_bytes
+        self.free_bytes: Callable[[], int] = self._file_system_bytes
+        """What the volume has left; its owner may set a bound of its own (a quota)."""
         self._lock = threading.Lock()
         self._segments: list[_Segment] = []
         self._fd = -1
@@ -125,11 +127,15 @@ class RedoLog:
         faults.point("journal.after_append")
         return ordinal
 
-    def _check_room(self, size: int) -> None:
+    def _file_system_bytes(self) -> int:
         facts = os.statvfs(self._directory)
-        if facts.f_bavail * facts.f_frsize < size + self._reserve_bytes:
+        return facts.f_bavail * facts.f_frsize
+
+    def _check_room(self, size: int) -> None:
+        free = self.free_bytes()
+        if free < size + self._reserve_bytes:
             raise OutOfSpaceError(
-                f"the retention volume of {self._directory} is full: {facts.f_bavail * facts.f_frsize >> 20} MiB left",
+                f"the retention volume of {self._directory} is full: {free >> 20} MiB left",
                 possible_causes="the machine changes faster than its points are thinned, or something else uses the volume",
                 remedy="enlarge the retention volume or shorten the policy's history; replication waits and loses nothing",
             )

@@ -14,6 +14,8 @@ class NamedPlace:
 
     name: str
     path: Path
+    quota_bytes: int = 0
+    """Of a retention volume: what all journals there may hold together; 0: what the file system has."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,7 +124,7 @@ async def _listen(config: MasterTargetConfig, identity: Identity, intake: Intake
 def status(config: MasterTargetConfig, replicas: Replicas, server: LinkServer) -> MasterTargetStatus:
     return MasterTargetStatus(
         listen_port=server.port,
-        retention_volumes=volumes.all_facts(config.retention_volumes),
+        retention_volumes=replicas.volume_facts(),
         datastores=volumes.all_facts(config.datastores),
         replicas=replicas.statuses(),
         views=replicas.views.statuses(),

@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from failback.block.raw import sync_directory
@@ -24,12 +25,13 @@ from failback.errors import ConflictError, FailbackError, NotFoundError, Precond
 from failback.journal.catalogue import Catalogue
 from failback.journal.journal import CATALOGUE_FILE, Journal
 from failback.master_target import volumes
-from failback.master_target.config import MasterTargetConfig
+from failback.master_target.config import MasterTargetConfig, NamedPlace
+from failback.master_target.quota import VolumeQuota
 from failback.master_target.replica import ATTACHED, DETACHED, RELEASED, Replica
 from failback.master_target.scrubs import UndoScrubs
 from failback.master_target.views import ServedViews
 from failback.master_target.witness import WitnessFile
-from failback.model.components import MasterTargetAssignment, ReplicaAssignment, ReplicaStatus
+from failback.model.components import MasterTargetAssignment, ReplicaAssignment, ReplicaStatus, VolumeFacts
 from failback.model.ids import MachineId
 from failback.model.orders import AttachedReplica, AttachReplica
 from failback.model.points import ReplicaDisk
@@ -62,6 +64,9 @@ class Replicas:
         self._assignments: dict[MachineId, ReplicaAssignment] = {}
         self._locks: dict[MachineId, asyncio.Lock] = {}
         self._serials: dict[MachineId, int] = {}
+        self._quotas = {
+            place.name: VolumeQuota(place, partial(self._journals_bytes, place)) for place in config.retention_volumes
+        }
         self.views = ServedViews(self._runtime_directory)
         self.views.on_news = self._news
         self.scrubs = UndoScrubs(
@@ -104,7 +109,20 @@ class Replicas:
         for machine_id, replica in self._replicas.items():
             self._give_policy(machine_id, replica)
 
+    def _journals_bytes(self, place: NamedPlace) -> int:
+        """What all journals on the volume hold."""
+        journals = [replica.journal for replica in list(self._replicas.values())]
+        return sum(one.size_bytes for one in journals if one.directory.is_relative_to(place.path))
+
+    def volume_facts(self) -> tuple[VolumeFacts, ...]:
+        """The retention volumes, as large as their quotas let them be."""
+        found = volumes.all_facts(self._config.retention_volumes)
+        return tuple(self._quotas[facts.name].shown(facts) for facts in found)
+
     def _give_policy(self, machine_id: MachineId, replica: Replica) -> None:
+        for place in self._config.retention_volumes:
+            if place.quota_bytes and replica.journal.directory.is_relative_to(place.path):
+                replica.journal.redo.free_bytes = self._quotas[place.name].free_bytes
         replica.on_news = self._news
         replica.on_views_end = lambda reason: self.views.end_of(machine_id, reason)
         entry = self._assignments.get(machine_id)

@@ -32,6 +32,10 @@ log = logs.get(__name__)
 
 SUFFIX = ".items"
 _STATE = "state.json"
+_RESERVE = "reserve"
+_RESERVE_BYTES = 64 << 10
+"""Kept beside the first segment and given up for the state when the disk is full: without a state nothing may be freed."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _KEPT_SEGMENT_BYTES = 1 << 20
 """A last segment below this size is kept although all of it has landed: deleting it would cost more than it frees."""
 
@@ -168,6 +172,7 @@ class Spool:
 
     def _begin_segment(self, sequence: int) -> Segment:
         self._close_segment()
+        self._keep_reserve()
         path = self.directory / f"{sequence:020d}{SUFFIX}"
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         _sync_directory(self.directory)
@@ -271,11 +276,33 @@ class Spool:
 
     def _store(self, state: StreamState) -> None:
         faults.point("spool.before_state")
+        content = json.dumps(records.encode(state)).encode()
         try:
-            _replace_durably(self.directory / _STATE, json.dumps(records.encode(state)).encode())
+            try:
+                _replace_durably(self.directory / _STATE, content)
+            except OSError as error:
+                if error.errno not in _FULL or not self._give_up_reserve():
+                    raise
+                _replace_durably(self.directory / _STATE, content)
         except OSError as error:
             raise _storage_error(error, self.directory) from error
         self.state = self._stored = state
+
+    def _keep_reserve(self) -> None:
+        """Before a segment is begun. Raises OSError: without a reserve nothing is spooled."""
+        path = self.directory / _RESERVE
+        if path.exists():
+            return
+        _replace_durably(path, bytes(_RESERVE_BYTES))
+
+    def _give_up_reserve(self) -> bool:
+        path = self.directory / _RESERVE
+        if not path.exists():
+            return False
+        log.warning("the spool's disk is full: its reserve is given up for the state", directory=self.directory)
+        path.unlink()
+        _sync_directory(self.directory)
+        return True
 
     # --- opening ----------------------------------------------------------------------------------------------------
 
@@ -484,7 +511,7 @@ def _sync_directory(path: Path) -> None:
 
 
 def _storage_error(error: OSError, directory: Path) -> StorageError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in _FULL:
         return OutOfSpaceError(
             f"the spool at {directory} has no space left",
             remedy="free space there; nothing acknowledged is lost and the agents wait",

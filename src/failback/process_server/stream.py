@@ -14,7 +14,7 @@ from collections import deque
 from functools import partial
 
 from failback import __version__
-from failback.errors import FailbackError, PeerError, StorageError, from_dict
+from failback.errors import FailbackError, OutOfSpaceError, PeerError, StorageError, from_dict
 from failback.model.components import SpooledMachine
 from failback.model.ids import MachineId
 from failback.process_server.recent import RecentItems, RecentMemory
@@ -65,6 +65,8 @@ class MachineStream:
         self.problem: FailbackError | None = from_dict(spool.state.problem) if spool.state.problem else None
         self.trouble = ""
         """Why the master target is not linked; empty while it is."""
+        self.spool_trouble = ""
+        """Why nothing can be spooled; empty while it can."""
         self._remembered: tuple[str, int] = ("", 0)
         self.pacer = Pacer()
         """Of the link to the master target."""
@@ -202,13 +204,16 @@ class MachineStream:
             delay = self.recent.seconds_to_spooling(master_target_linked=self._linked)
             if delay is None and not self._linked:
                 await self._end_early()
+            if delay is None:
+                self.spool_trouble = ""
             if delay != 0.0:
                 await self._until_news(delay)
                 continue
             try:
                 await self.spool_all()
+                self.spool_trouble = ""
             except FailbackError as error:
-                self.trouble = error.message
+                self.spool_trouble = error.message
                 self.drop_agent(error)
                 await asyncio.sleep(_RETRY_SECONDS)
 
@@ -223,12 +228,24 @@ class MachineStream:
         """Make all that arrived durable here, unless it lands meanwhile. Raises StorageError, OutOfSpaceError."""
         async with self._spooling:
             for together in groups(self.recent.unspooled(), self.space.limit_bytes // 4):
-                async with self.space.reserved(sum(len(item.buffer) for item in together)):
-                    await asyncio.to_thread(self.spool.append, together)
-                faults.point("spool.before_ack")
-                self.recent.spooled(self.spool.spooled_sequence)
-                self.tell_agent()
+                await self._spool_group(together)
                 together.clear()  # must not keep these in memory
+
+    async def _spool_group(self, together: list[RawItem]) -> None:
+        """Synced together, or in parts when the disk has no room for all: what fits is spooled."""
+        try:
+            async with self.space.reserved(sum(len(item.buffer) for item in together)):
+                await asyncio.to_thread(self.spool.append, together)
+        except OutOfSpaceError:
+            if len(together) == 1:
+                raise
+            middle = len(together) // 2
+            await self._spool_group(together[:middle])
+            await self._spool_group(together[middle:])
+            return
+        faults.point("spool.before_ack")
+        self.recent.spooled(self.spool.spooled_sequence)
+        self.tell_agent()
 
     async def before_forwarding(self, sequence: int) -> None:
         """An item that is not spooled goes out only after it is durable that this happens."""
@@ -289,8 +306,16 @@ class MachineStream:
             spooled_sequence=spool.spooled_sequence,
             landed_sequence=spool.state.landed_sequence,
             pending_bytes=spool.pending_bytes,
-            problem=f"{self.problem.code}: {self.problem.message}" if self.problem else self.trouble,
+            problem=f"{self.problem.code}: {self.problem.message}" if self.problem else self._standing(),
         )
+
+    def _standing(self) -> str:
+        """Why the stream does not flow now; it goes on by itself when that is over."""
+        if self.spool_trouble:
+            return self.spool_trouble
+        if self.space.is_full and self.recent.unspooled():
+            return f"the spools are full: they hold what they may ({self.space.limit_bytes} bytes); the agent waits"
+        return self.trouble
 
 
 def groups(items: list[RawItem], limit_bytes: int) -> list[list[RawItem]]:

@@ -61,6 +61,19 @@ class ComponentFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """A place that fills up: of ``capacity_bytes`` so much is free."""
+
+    name: str
+    capacity_bytes: int
+    free_bytes: int
+
+    @property
+    def free_share(self) -> float:
+        return self.free_bytes / self.capacity_bytes if self.capacity_bytes else 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class ItemFacts:
     """``servers_silent`` names the process server and master target that are lost. Ages in seconds."""
 
@@ -79,6 +92,12 @@ class ItemFacts:
     point_age_seconds: float | None = None
     threshold_seconds: float = 900.0
     replica_problem: str = ""
+    spool: Room | None = None
+    """Of its process server; None while that is not heard from."""
+    retention: Room | None = None
+    """Of the retention volume that holds its journal."""
+    spool_problem: str = ""
+    """Why its stream stands at the process server, as that says; empty while it flows."""
     twin_hardware_id: str = ""
     twin_seen_seconds: float | None = None
     alarm_seconds: float = 60.0
@@ -250,6 +269,49 @@ def _replica(facts: ItemFacts) -> Verdict | None:
     return Verdict("replica", Level.NORMAL, "ReplicaWorks", f"The replica of {facts.name} works.")
 
 
+def _spool_room(facts: ItemFacts) -> Verdict | None:
+    """Of the item too, so that who looks at a machine sees what is about to slow it down."""
+    if not facts.replicating or facts.spool is None:
+        return None
+    place = f"the spool of process server {facts.spool.name}"
+    if "space" in facts.spool_problem or "full" in facts.spool_problem:
+        return Verdict(
+            "spool-room", Level.CRITICAL, "SpoolFull",
+            f"The stream of {facts.name} waits: {place} is full. Nothing is lost; it goes on by itself when there is room.",
+            "Make room on the spool's disk, enlarge spool_limit_bytes, or move the item (failback item move).",
+        )  # fmt: skip
+    if facts.spool.free_share >= SPOOL_WARNING_SHARE:
+        return Verdict(
+            "spool-room", Level.NORMAL, "SpoolHasRoom", f"The stream of {facts.name} has room to be spooled."
+        )
+    return Verdict(
+        "spool-room", Level.WARNING, "SpoolLow",
+        f"{facts.name} depends on {place}, which is {1 - facts.spool.free_share:.0%} full.",
+        "Check the link to the master target, or enlarge the spool.",
+    )  # fmt: skip
+
+
+def _retention_room(facts: ItemFacts) -> Verdict | None:
+    if not facts.replicating or facts.retention is None:
+        return None
+    place = f"the retention volume {facts.retention.name}"
+    if "is full" in facts.replica_problem:
+        return Verdict(
+            "retention-room", Level.CRITICAL, "RetentionVolumeFull",
+            f"Nothing lands for {facts.name}: {place} is full. Nothing is lost; it goes on by itself when there is room.",
+            "Enlarge the volume, delete what does not belong there, or shorten the retention.",
+        )  # fmt: skip
+    if facts.retention.free_share >= VOLUME_WARNING_SHARE:
+        return Verdict(
+            "retention-room", Level.NORMAL, "RetentionVolumeHasRoom", f"The history of {facts.name} has room to grow."
+        )
+    return Verdict(
+        "retention-room", Level.WARNING, "RetentionVolumeLow",
+        f"The history of {facts.name} lies on {place}, which is {1 - facts.retention.free_share:.0%} full.",
+        "Enlarge the volume or shorten the retention: when it is full, replication stops.",
+    )  # fmt: skip
+
+
 def _twin(facts: ItemFacts) -> Verdict | None:
     seen = facts.twin_seen_seconds
     if not facts.twin_hardware_id or seen is None:
@@ -263,7 +325,9 @@ def _twin(facts: ItemFacts) -> Verdict | None:
     )  # fmt: skip
 
 
-ITEM_RULES: tuple[ItemRule, ...] = (_agent, _servers, _capture, _gap, _rpo, _replica, _twin)
+ITEM_RULES: tuple[ItemRule, ...] = (
+    _agent, _servers, _capture, _gap, _rpo, _replica, _spool_room, _retention_room, _twin,
+)  # fmt: skip
 
 
 def judge_item(facts: ItemFacts) -> list[Verdict]:

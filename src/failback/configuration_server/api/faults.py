@@ -31,6 +31,7 @@ _STATUSES: tuple[tuple[type[errors.FailbackError], int], ...] = (
     (errors.PreconditionError, 409),
     (errors.StaleEpochError, 409),
     (errors.PeerError, 503),
+    (errors.OutOfSpaceError, 503),
     (errors.FabricError, 502),
 )
 

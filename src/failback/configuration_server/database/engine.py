@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from failback.errors import ConfigurationError, PeerError
+from failback.errors import ConfigurationError, OutOfSpaceError, PeerError
 
 T = TypeVar("T")
 
@@ -28,6 +29,10 @@ BUSY_TIMEOUT_MILLISECONDS = 20_000
 WORKERS = 4
 WRITER_LOCK = 0x6661696C
 """PostgreSQL's advisory lock of a writer; any number that other programs in that database do not use."""
+
+
+_FULL_SIGNS = ("disk is full", "no space left")
+"""As SQLite and PostgreSQL say it."""
 
 
 class Database:
@@ -63,8 +68,14 @@ class Database:
                 session.connection(execution_options={"failback_write": True})
             elif self.engine.dialect.name == "postgresql":
                 session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": WRITER_LOCK})
-            yield session
-            session.commit()
+            try:
+                yield session
+                session.commit()
+            except OperationalError as error:
+                full = _full(error)
+                if full is None:
+                    raise
+                raise full from error
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -109,6 +120,18 @@ class Database:
     def close(self) -> None:
         self._workers.shutdown(wait=True)
         self.engine.dispose()
+
+
+def _full(error: OperationalError) -> OutOfSpaceError | None:
+    """What to tell when the database's disk is full: nothing was changed, and the same call works when there is room."""
+    words = str(error.orig).lower()
+    if not any(sign in words for sign in _FULL_SIGNS):
+        return None
+    return OutOfSpaceError(
+        "the configuration server's disk has no space left: nothing can be written",
+        possible_causes="its database, its log or something else filled the disk",
+        remedy="make room on the configuration server's disk; replication goes on meanwhile, and jobs go on by themselves",
+    )
 
 
 def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:

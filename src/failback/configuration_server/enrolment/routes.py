@@ -26,6 +26,7 @@ from failback.errors import (
     ConflictError,
     FailbackError,
     NotFoundError,
+    OutOfSpaceError,
     PeerError,
     StaleEpochError,
 )
@@ -201,6 +202,7 @@ def status_of(error: FailbackError) -> int:
         (ConflictError, 409),
         (StaleEpochError, 409),
         (PeerError, 503),
+        (OutOfSpaceError, 503),
     )
     return next((status for kind, status in statuses if isinstance(error, kind)), 500)
 

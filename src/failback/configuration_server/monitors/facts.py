@@ -89,6 +89,9 @@ def item_facts(session: Session, item: ItemRow, moment: Moment) -> health.ItemFa
         point_age_seconds=moment.age(newest) if newest is not None else None,
         threshold_seconds=policies.policy_of(session, item.policy_name).recovery_point_threshold_minutes * 60.0,
         replica_problem=str(replica.get("problem", "")),
+        spool=_spool_room(servers[0]),
+        retention=_retention_room(servers[1], item),
+        spool_problem=_spool_problem(servers[0], item),
         twin_hardware_id=agent.twin_hardware_id if agent is not None else "",
         twin_seen_seconds=_twin_seen(agent, item, moment),
         alarm_seconds=moment.alarm_seconds,
@@ -112,6 +115,28 @@ def _mobility_status(agent: ComponentRow | None, item: ItemRow) -> MobilityStatu
 def _replica(master_target: ComponentRow | None, item: ItemRow) -> Mapping[str, Any]:
     replicas = (master_target.status or {}).get("replicas", []) if master_target is not None else []
     return next((found for found in replicas if found.get("machine_id") == item.machine_id), {})
+
+
+def _spool_room(process_server: ComponentRow | None) -> health.Room | None:
+    status = process_server.status if process_server is not None else None
+    if process_server is None or not status or not status.get("spool_capacity_bytes"):
+        return None
+    return health.Room(
+        process_server.hostname, int(status["spool_capacity_bytes"]), int(status.get("spool_free_bytes", 0))
+    )
+
+
+def _spool_problem(process_server: ComponentRow | None, item: ItemRow) -> str:
+    machines = (process_server.status or {}).get("machines", []) if process_server is not None else []
+    return next((str(one.get("problem", "")) for one in machines if one.get("machine_id") == item.machine_id), "")
+
+
+def _retention_room(master_target: ComponentRow | None, item: ItemRow) -> health.Room | None:
+    volumes = (master_target.status or {}).get("retention_volumes", []) if master_target is not None else []
+    for volume in volumes:
+        if item.retention_volume in (volume.get("name"), volume.get("path")) and volume.get("capacity_bytes"):
+            return health.Room(volume["name"], int(volume["capacity_bytes"]), int(volume.get("free_bytes", 0)))
+    return None
 
 
 def _open_gap(session: Session, item: ItemRow) -> GapRow | None:
