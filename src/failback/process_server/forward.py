@@ -84,9 +84,7 @@ class ForwardedItems:
             await stream.landed(welcome.landed_sequence, welcome.landed_ring, welcome.incarnation)
         self.drop_read_items()
         self._next = welcome.spooled_sequence + 1
-        stream.heard.set()
-        stream.master_target_linked = True
-        stream.trouble = ""
+        await stream.linked()
 
     async def next(self) -> RawItem:
         item = await self._find()

@@ -176,7 +176,8 @@ class MachineStream:
 
     async def landed(self, sequence: int, ring: int, incarnation: str) -> None:
         """The master target's journal holds everything up to there: free and tell upstream."""
-        await asyncio.to_thread(self.spool.landed, sequence, ring, incarnation)
+        if not self.spool.landed_at_once(sequence, ring, incarnation):
+            await asyncio.to_thread(self.spool.landed, sequence, ring, incarnation)
         self.recent.landed(sequence)
         self.space.look()
         self.tell_agent()
@@ -253,6 +254,17 @@ class MachineStream:
             return
         async with self._early:
             await asyncio.to_thread(self.spool.set_early, True)
+
+    async def linked(self) -> None:
+        """The master target is there and said where its journal stands: items may go on from memory."""
+        self.heard.set()
+        self.master_target_linked = True
+        self.trouble = ""
+        try:
+            async with self._early:  # now, so that the first item need not wait for it
+                await asyncio.to_thread(self.spool.set_early, True)
+        except StorageError as error:
+            self.trouble = error.message  # what is spooled is forwarded all the same
 
     async def _end_early(self) -> None:
         """The master target is away and everything is spooled: after a restart it need not be asked first."""
