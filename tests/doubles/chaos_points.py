@@ -16,8 +16,8 @@ from pathlib import Path
 from chaos_load import as_postgres, program
 
 from failback.block.raw import RawDevice
+from failback.errors import IntegrityError
 from failback.journal.journal import Journal
-from failback.journal.undo import UndoDamagedError
 from failback.model.points import PointKind, RecoveryPoint
 
 CHUNK_BYTES = 1 << 20
@@ -71,7 +71,7 @@ def open_points(
                 for disk in journal.catalogue.disks:
                     _copy(journal, point, disk.index, scratch / f"disk{disk.index}")
                 found.append(_examined(point, witnessed, scratch))
-            except UndoDamagedError:  # noticed, and withdrawn: never shown as something else
+            except IntegrityError:  # noticed, and withdrawn: never shown as something else
                 if any(still.point_id == point.point_id for still in journal.points()):
                     raise
             finally:
