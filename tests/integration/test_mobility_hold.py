@@ -171,6 +171,13 @@ def test_a_killed_agent_leaves_the_machine_running(group: Held, tmp_path: Path, 
     assert not group.frozen
 
 
+@pytest.mark.parametrize("name", ["/failback-test-no-such-group", "/"])
+def test_a_group_that_does_not_exist_is_not_called_held(name: str, tmp_path: Path) -> None:
+    with pytest.raises(FreezeError, match="no control group") as caught:
+        hold.MachineHold(hold.HoldPlan((name,)), tmp_path / "run")
+    assert caught.value.code == "HoldNotPossible"
+
+
 def test_a_program_in_the_root_group_is_named_when_everything_shall_be_held(tmp_path: Path) -> None:
     """This test runs in such a program: a machine without a service manager cannot be held as a whole."""
     if cgroups.group_of("self"):

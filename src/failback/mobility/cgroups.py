@@ -83,6 +83,10 @@ class Hierarchy:
         except FileNotFoundError:
             return []
 
+    def has(self, path: str) -> bool:
+        """Whether the group exists and can be frozen."""
+        return os.path.exists(f"{self.root}{path}/cgroup.freeze")
+
     def choose(self, named: tuple[str, ...]) -> Chosen:
         """The groups that a hold freezes now: ``named`` ones if any are named, else all but init's and our own."""
         if named:

@@ -110,6 +110,11 @@ class MachineHold:
     def look(self) -> None:
         """What a hold would freeze. Raises FreezeError when a program would go on."""
         chosen = self._hierarchy.choose(self.plan.named)
+        absent = [path for path in chosen.frozen if self.plan.named and not self._hierarchy.has(path)]
+        if absent:  # a wrong name would hold nothing and call it held
+            raise _not_possible(f"there is no control group {', '.join(absent)}", "correct hold_groups")
+        if not chosen.frozen:
+            raise _not_possible("there is no control group that can be frozen", "let systemd start its programs")
         if not self.plan.named:
             outside = self._hierarchy.outside(chosen, frozenset({1, os.getpid(), self.watchdog_pid}))
             if outside:
