@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from api_client import ITEM, SiteProcess
+from mobility_world import World, run
 from process_server_doubles import make_batch
 from process_server_site import Site, eventually
 
@@ -99,3 +102,26 @@ def test_settings_of_an_item(plane: SiteProcess) -> None:
     assert (
         patch(plane, schedule=[])[1]["properties"]["providerSpecificDetails"]["failback"]["bandwidth"]["schedule"] == []
     )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="capturing needs root")
+async def test_the_real_agent_follows_its_limit_and_its_end_without_a_new_stream(tmp_path: Path) -> None:
+    async with World(tmp_path, sizes=(32 << 20,)) as world:
+        assigned = world.assignment()
+        world.plane.assign(assigned)
+        world.start()
+        await world.synced(60)
+        links = world.log().count("link is up")
+        world.plane.assign(replace(assigned, bandwidth=BandwidthLimit(RATE)))
+        await world.until(lambda: (world.plane.status.get("bandwidth") or {}).get("bytes_per_second") == RATE)
+        sent, began = world.plane.status["bytes_sent"], time.monotonic()
+        run("dd", "if=/dev/urandom", f"of={world.devices[0]}", "bs=64k", "count=64", "oflag=direct", "conv=notrunc")
+        await world.until(lambda: world.plane.status["bandwidth"]["held_back"])
+        await world.until(lambda: world.plane.status["bytes_sent"] - sent >= 1 << 20, 60)
+        assert time.monotonic() - began >= ((1 << 20) - RATE * 0.25 - (256 << 10)) / RATE
+        world.plane.assign(assigned)
+        await world.until(lambda: world.plane.status["backlog_bytes"] == 0, 60)
+        await world.settled(60)
+        assert world.same() and world.log().count("link is up") == links, "the stream was not interrupted"
+        figures = world.plane.status["figures"]
+        assert figures["captured_bytes"] >= 4 << 20 and figures["ring_bytes"] == 16 << 20

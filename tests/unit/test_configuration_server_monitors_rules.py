@@ -120,3 +120,11 @@ def test_an_item_is_warned_of_a_retention_volume_at_eighty_percent(
     [verdict] = [one for one in health.judge_item(facts) if one.rule == "retention-room"]
     assert (verdict.level, verdict.code) == (level, code)
     assert not [one for one in health.judge_item(health.ItemFacts("x", "Protected", True)) if "room" in one.rule]
+
+
+@pytest.mark.parametrize(("left", "life", "level"), [(29, 365, Level.WARNING), (31, 365, Level.NORMAL), (3, 7, Level.NORMAL),
+                                                     (1, 7, Level.WARNING), (-1, 7, Level.CRITICAL)])  # fmt: skip
+def test_a_certificate_that_was_not_renewed_in_time(left: float, life: float, level: Level) -> None:
+    facts = replace(COMPONENT, certificate_days_left=left, certificate_life_days=life)
+    [verdict] = [one for one in health.judge_component(facts) if one.rule == "certificate"]
+    assert verdict.level is level

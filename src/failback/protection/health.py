@@ -54,6 +54,7 @@ class ComponentFacts:
     alarm_seconds: float
     clock_skew_seconds: float = 0.0
     certificate_days_left: float | None = None
+    certificate_life_days: float = 365.0
     spool_capacity_bytes: int = 0
     spool_free_bytes: int = 0
     volumes_in_use: tuple[VolumeFacts, ...] = ()
@@ -142,10 +143,10 @@ def _certificate(facts: ComponentFacts) -> Verdict | None:
     if left is None:
         return None
     who = f"The certificate of {facts.role.value} {facts.name}"
-    remedy = "Delete the component's identity directory and start it: it enrols again under the same id."
+    remedy = "It renews itself: see its log. With a token in its token_file (failback component token) it enrols again."
     if left <= 0:
         return Verdict("certificate", Level.CRITICAL, "CertificateExpired", f"{who} has expired.", remedy)
-    if left < CERTIFICATE_WARNING_DAYS:
+    if left < min(CERTIFICATE_WARNING_DAYS, facts.certificate_life_days / 6):
         return Verdict("certificate", Level.WARNING, "CertificateExpires", f"{who} ends in {left:.0f} days.", remedy)
     return Verdict("certificate", Level.NORMAL, "CertificateValid", f"{who} is valid.")
 

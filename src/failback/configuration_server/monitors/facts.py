@@ -10,6 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from failback.configuration_server.database import policies
+from failback.configuration_server.database.certificates import CertificateRow
 from failback.configuration_server.database.components import ComponentRow
 from failback.configuration_server.database.items import ItemRow
 from failback.configuration_server.database.points import GapRow, PointRow
@@ -44,10 +45,16 @@ def component_facts(session: Session, row: ComponentRow, moment: Moment) -> heal
         alarm_seconds=moment.alarm_seconds,
         clock_skew_seconds=row.clock_skew_seconds,
         certificate_days_left=days_left,
+        certificate_life_days=_certificate_life_days(session, row),
         spool_capacity_bytes=int(status.get("spool_capacity_bytes", 0)),
         spool_free_bytes=int(status.get("spool_free_bytes", 0)),
         volumes_in_use=_volumes_in_use(session, row),
     )
+
+
+def _certificate_life_days(session: Session, row: ComponentRow) -> float:
+    issued = session.get(CertificateRow, row.certificate_serial) if row.certificate_serial else None
+    return (issued.expiry_wall_ns - issued.issued_wall_ns) / 86_400e9 if issued is not None else 365.0
 
 
 def _volumes_in_use(session: Session, row: ComponentRow) -> tuple[VolumeFacts, ...]:
