@@ -26,6 +26,7 @@ from failback.journal import last_write, lost_undo, pacing
 from failback.journal.catalogue import Applied, Catalogue, Interval, Mark
 from failback.journal.damage import REDO_DAMAGED
 from failback.journal.digests import compare
+from failback.journal.known_digests import KnownDigests
 from failback.journal.recent_redo import RedoRecord
 from failback.journal.redo import RedoLog
 from failback.journal.undo import EMPTY, Preserver, UndoDamagedError, UndoFile, UndoFolder
@@ -90,6 +91,7 @@ class Applier:
         self._readers = target.readers
         self._pace_seconds = pace_seconds
         self._on_reply = on_reply
+        self.known = KnownDigests(target.devices, folder.incarnation)
         self.advanced = threading.Condition()
         """Notified whenever the durable applied position advanced."""
         self.published = 0
@@ -103,6 +105,7 @@ class Applier:
     def _load(self) -> None:
         """Take everything from the files: the durable position, the open interval and what it has saved."""
         self._stale = True
+        self.known.clear()  # nobody knows how far a failed step came
         if self._file is not None:
             self._file.cut_back()  # what is not known to be durable may be lost, whatever the page cache shows
             self._file.close()
@@ -247,7 +250,9 @@ class Applier:
         self._preserver.sync()
         payloads = Payloads(group.payloads)
         for disk, pieces in resolved.items():
+            self.known.forget(disk, pieces)
             self._unflushed_bytes += write_pieces(self._devices[disk], pieces, payloads)
+            self.known.learn_pieces(disk, pieces, payloads.part)
         for record, decision in zip(group.records, group.decisions, strict=True):
             self._advance(record, decision)
         log.debug("group written", records=len(group.records), undo_bytes=saved, ordinal=self.written.ordinal)
@@ -268,7 +273,7 @@ class Applier:
     def _compare(self, record: RedoRecord) -> None:
         digests = record.item.decode()
         if isinstance(digests, Digests) and digests.epoch == self._catalogue.get("epoch"):
-            reply = compare(digests, self._devices[digests.disk_index], self._readers)
+            reply = compare(digests, self._devices[digests.disk_index], self._readers, self.known)
             self._replies.append(reply)
             self._on_reply(reply)
         header = record.item.header

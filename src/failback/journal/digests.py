@@ -1,6 +1,7 @@
 """Digest tables against the replica, at exactly their place in the stream (D12).
 
-Equality is XXH3-128 with the pass's random key as seed; holes of the replica are not read. The table is cut into spans that are
+Equality is XXH3-128 with the pass's key as seed; holes of the replica are not read, and where the asker allows it, nor are
+blocks whose digest is remembered (:mod:`failback.journal.known_digests`). The table is cut into spans that are
 read and hashed in several threads. Where a block differs and the asker wants it, the reply carries the digests of the
 replica's pieces of that block, so that only the pieces that differ have to travel.
 """
@@ -14,6 +15,8 @@ import xxhash
 
 from failback.block.device import BlockDevice
 from failback.errors import ProtocolError
+from failback.journal.known_digests import KnownDigests
+from failback.model.stream import BLOCK_BYTES
 from failback.protocol.messages import DIGEST_BYTES, DigestReply, Digests
 
 SPAN_BYTES = 2 << 20
@@ -21,21 +24,29 @@ MOST_PIECES_BYTES = 512 << 10
 """A reply is no longer: an asker whose table would need more gets the bitmap only."""
 
 
-def compare(digests: Digests, device: BlockDevice, readers: Executor) -> DigestReply:
+def compare(digests: Digests, device: BlockDevice, readers: Executor, known: KnownDigests | None = None) -> DigestReply:
     """Which of the blocks differ. The caller has written everything before the table, and nothing after it."""
     count = len(digests.digests) // DIGEST_BYTES
     block_bytes = digests.block_bytes
     if block_bytes <= 0 or (digests.first_block + count - 1) * block_bytes >= device.size_bytes:
         raise ProtocolError(f"digests of blocks behind the end of disk {digests.disk_index}")
-    comparison = _Comparison(device, digests, _block_pieces(digests, count))
+    if known is not None and (known.key != digests.key or block_bytes != BLOCK_BYTES):
+        known = None
+    equal = [False] * count
+    if known is not None and digests.remembered:
+        equal = known.equal(digests.disk_index, digests.first_block, digests.digests)
+    comparison = _Comparison(device, digests, _block_pieces(digests, count), equal)
     per_span = max(SPAN_BYTES // block_bytes, 1)
     spans = [(first, min(per_span, count - first)) for first in range(0, count, per_span)]
     differing = bytearray((count + 7) // 8)
     pieces: list[bytes] = []
-    for found in readers.map(lambda span: comparison.span(*span), spans):
+    for found, read in readers.map(lambda span: comparison.span(*span), spans):
         for number, block_pieces in found:
             differing[number // 8] |= 1 << number % 8
             pieces.append(block_pieces)
+        if known is not None:
+            for number, digest in read:
+                known.learn(digests.disk_index, digests.first_block + number, digest)
     return DigestReply(
         digests.machine_id, digests.epoch, digests.sequence, digests.pass_id, digests.disk_index, digests.first_block,
         count, bytes(differing), comparison.block_pieces, b"".join(pieces),
@@ -57,9 +68,25 @@ class _Comparison:
     device: BlockDevice
     digests: Digests
     block_pieces: int
+    equal: list[bool]
+    """Blocks that are known to be equal: they are not read."""
 
-    def span(self, first: int, count: int) -> list[tuple[int, bytes]]:
-        """(number in the table, digests of its pieces) of each of these blocks that differs."""
+    def span(self, first: int, count: int) -> tuple[list[tuple[int, bytes]], list[tuple[int, bytes]]]:
+        """Of ``count`` blocks of the table: (number, digests of its pieces) of each that differs, and (number, digest of the
+        replica's block) of each that was looked at."""
+        found: list[tuple[int, bytes]] = []
+        read: list[tuple[int, bytes]] = []
+        at, end = first, first + count
+        while at < end:
+            stop = at
+            while stop < end and not self.equal[stop]:
+                stop += 1
+            if stop > at:
+                self._run(at, stop - at, found, read)
+            at = stop + 1
+        return found, read
+
+    def _run(self, first: int, count: int, found: list[tuple[int, bytes]], read: list[tuple[int, bytes]]) -> None:
         block_bytes, key, table = self.digests.block_bytes, self.digests.key, self.digests.digests
         start = (self.digests.first_block + first) * block_bytes
         length = min(count * block_bytes, self.device.size_bytes - start)
@@ -70,15 +97,14 @@ class _Comparison:
             low, high = (offset - start) // block_bytes, -(-(offset - start + part) // block_bytes)
             filled[low:high] = b"\x01" * (high - low)
         zero = b"" if all(filled) else xxhash.xxh3_128_digest(bytes(block_bytes), key)
-        found = []
         for index in range(count):
             block = content[index * block_bytes : (index + 1) * block_bytes]
             hole = not filled[index] and len(block) == block_bytes
             mine = zero if hole else xxhash.xxh3_128_digest(block, key)
+            read.append((first + index, mine))
             place = (first + index) * DIGEST_BYTES
             if mine != table[place : place + DIGEST_BYTES]:
                 found.append((first + index, self._pieces(block)))
-        return found
 
     def _pieces(self, block: memoryview) -> bytes:
         if not self.block_pieces:

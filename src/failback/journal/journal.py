@@ -486,6 +486,7 @@ class Journal:
                     return known if self._rollback.phase == ROLLED else self._rollback.finish(progress)
                 self._give_back()
                 self._applier.settle()
+                self._applier.known.clear()
                 destination = choose(choice, self.catalogue.points(), self.redo, self.applied.ordinal, self.lost)
                 return self._rollback.roll(destination, progress)
             except UndoDamagedError as error:

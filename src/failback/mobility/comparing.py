@@ -24,7 +24,7 @@ from failback.mobility.resuming import Call
 from failback.mobility.scrubbing import PAUSE_SECONDS, ScrubPass
 from failback.model.components import MobilityAssignment, ScrubStatus, SourceDisk, SyncMode, SyncProgress
 from failback.model.stream import BLOCK_BYTES
-from failback.protocol.messages import PIECE_DIGESTS, DigestReply, Digests, Welcome
+from failback.protocol.messages import PIECE_DIGESTS, DigestReply, Digests, Welcome, digest_key
 from failback.runtime import logs
 
 log = logs.get(__name__)
@@ -108,6 +108,8 @@ class Comparing:
 
     async def start(self, modes: Sequence[tuple[SourceDisk, SyncMode]], begin_at: dict[int, int]) -> None:
         """Open the pass; what has to be read at once is dirty then."""
+        if self._memory.value.incarnation:
+            self._key = digest_key(self._memory.value.incarnation)  # so that remembered digests can answer
         self.current = SyncPass(self._assignment.pass_id, modes, begin_at)
         self.settled = False
         for disk, mode in modes:
@@ -194,6 +196,7 @@ class Comparing:
             machine_id=self._assignment.machine_id, epoch=self._assignment.epoch, sequence=sequence, position=position,
             pass_id=self._assignment.pass_id, disk_index=hashed.chunk.disk_index, block_bytes=BLOCK_BYTES,
             first_block=hashed.chunk.first_block, key=self._key, digests=hashed.digests, piece_bytes=self._piece_bytes,
+            remembered=not self.current.background,
         )  # fmt: skip
 
     # --- hashing ----------------------------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ def _encode_digests(digests: Digests) -> list[bytes | memoryview]:
         raise ProtocolError(f"the digests of item {digests.sequence} are not a multiple of {DIGEST_BYTES} bytes")
     typed = layout.DIGESTS.pack(
         uuid_bytes(digests.machine_id, "machine id"), digests.epoch, digests.sequence, digests.position,
-        uuid_bytes(digests.pass_id, "pass id"), digests.disk_index, 0, digests.block_bytes,
+        uuid_bytes(digests.pass_id, "pass id"), digests.disk_index, int(digests.remembered), digests.block_bytes,
         digests.first_block, digests.key, count, digests.piece_bytes, checksum(digests.digests),
     )  # fmt: skip
     return [_headers(FrameType.DIGESTS, typed, len(digests.digests)), digests.digests]

@@ -70,6 +70,7 @@ class ItemHeader:
     first_block: int = 0
     key: int = 0
     piece_bytes: int = 0
+    remembered: bool = False
 
     @property
     def total_bytes(self) -> int:
@@ -142,6 +143,7 @@ class RawItem:
                 key=header.key,
                 digests=bytes(self.payload),
                 piece_bytes=header.piece_bytes,
+                remembered=header.remembered,
             )
         return Batch(
             machine_id=header.machine_id,
@@ -280,7 +282,7 @@ _NOTHING = checksum(b"")
 
 def _digests_header(frame: FrameHeader, data: Buffer) -> ItemHeader:
     (
-        machine, epoch, sequence, position, pass_id, disk_index, _reserved1, block_bytes,
+        machine, epoch, sequence, position, pass_id, disk_index, flags, block_bytes,
         first_block, key, count, piece_bytes, digests_checksum,
     ) = layout.DIGESTS.unpack_from(data, layout.FRAME_HEADER_BYTES)  # fmt: skip
     if frame.body_bytes != count * DIGEST_BYTES:
@@ -306,6 +308,7 @@ def _digests_header(frame: FrameHeader, data: Buffer) -> ItemHeader:
         first_block=first_block,
         key=key,
         piece_bytes=piece_bytes,
+        remembered=bool(flags & 1),
     )
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import xxhash
+
 from failback.model.ids import DiskId, GroupId, MachineId, MarkId, PassId
 from failback.model.stream import Codec, GapCause, MarkKind
 
@@ -62,6 +64,11 @@ PIECE_DIGESTS = "piece-digests"
 FEATURES = (PIECE_DIGESTS,)
 
 
+def digest_key(incarnation: str) -> int:
+    """The key of digests that are remembered: random for each journal, because its incarnation is."""
+    return xxhash.xxh3_64_intdigest(b"digests of " + incarnation.encode()) >> 1
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """All writes between two ring positions, applied atomically (D3).
@@ -108,6 +115,8 @@ class Digests:
     key: int
     digests: bytes
     piece_bytes: int = 0
+    remembered: bool = False
+    """Digests that the master target remembers of what it applied are good enough as an answer: it need not read."""
 
 
 @dataclass(frozen=True, slots=True)
