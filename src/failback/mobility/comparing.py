@@ -108,8 +108,9 @@ class Comparing:
 
     async def start(self, modes: Sequence[tuple[SourceDisk, SyncMode]], begin_at: dict[int, int]) -> None:
         """Open the pass; what has to be read at once is dirty then."""
-        if self._memory.value.incarnation:
-            self._key = digest_key(self._memory.value.incarnation)  # so that remembered digests can answer
+        journal = self._memory.value.incarnation or self._memory.value.newest_incarnation
+        if journal:
+            self._key = digest_key(journal)  # so that remembered digests can answer
         self.current = SyncPass(self._assignment.pass_id, modes, begin_at)
         self.settled = False
         for disk, mode in modes:

@@ -42,6 +42,8 @@ class StreamMemory:
     """The ring for which it was decided what has to be compared; of any other ring nothing is known (D11)."""
     incarnation: str = ""
     """Of the journal that this epoch's items landed in (D7)."""
+    newest_incarnation: str = ""
+    """Of the journal that was heard of last, whatever the epoch: most likely the one that remembers digests."""
     lease_marks: tuple[MarkId, ...] = ()
     """Marks of freeze leases that were begun: none is ever begun twice (D20)."""
     compared_at: float = 0.0

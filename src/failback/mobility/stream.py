@@ -331,7 +331,7 @@ class Stream:
             if ack.epoch != self.assignment.epoch:
                 continue
             if ack.incarnation:
-                self._memory.update(incarnation=ack.incarnation)
+                self._memory.update(incarnation=ack.incarnation, newest_incarnation=ack.incarnation)
             self._landed_ring = max(self._landed_ring, ack.landed_ring)
             spooled = self._outstanding.spooled(ack.spooled_sequence)
             landed = self._outstanding.landed(ack.landed_sequence)
