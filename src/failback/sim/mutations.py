@@ -17,10 +17,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from failback.journal import applier, known_digests, redo, undo
+from failback.journal import applier, redo, undo
 from failback.journal.journal import Journal
 from failback.master_target import intake
-from failback.mobility import gaps, passes, settling, stream
+from failback.mobility import gaps, settling, stream
 from failback.mobility.capture import block_maps, rereading
 from failback.mobility.capture.session import CaptureSession
 from failback.model.stream import GapCause, Position
@@ -123,18 +123,6 @@ def _unlanded_forgotten() -> Sequence[Replacement]:
     return [(stream, "settle", settled)]
 
 
-def _differing_forgotten() -> Sequence[Replacement]:
-    """A block whose differing pieces were not sent counts as compared."""
-    answered = passes.SyncPass.answered
-
-    def at_once(self: passes.SyncPass, *arguments: Any) -> Any:
-        chunk = answered(self, *arguments)
-        self._unspooled.clear()
-        return chunk
-
-    return [(passes.SyncPass, "answered", at_once)]
-
-
 @dataclass(frozen=True, slots=True)
 class Mutation:
     breaks: str
@@ -164,9 +152,6 @@ MUTATIONS: dict[str, Mutation] = {
         lambda: [(rereading, "older_writes_done", lambda *_: True)],
     ),
     "unlanded-forgotten": Mutation("blocks leave the unlanded map when they are spooled (D6)", _unlanded_forgotten),
-    "digests-not-forgotten": Mutation("a remembered digest outlives an overwrite of its block (D12)",
-        lambda: [(known_digests.KnownDigests, "forget", lambda *_: None)]),
-    "differing-forgotten": Mutation("what a comparison found counts as sent before it is (D12)", _differing_forgotten),
     "gaps-denied": Mutation("batches say that they are consistent whatever happened (D9)",
         lambda: [(gaps.GapRule, "decide", lambda self, *_, **__: GapCause.NONE)]),
     "disks-not-flushed": Mutation("the applied place is declared without a flush of the disks",
