@@ -100,12 +100,13 @@ async def restore_old_copy(site: ChaosSite) -> None:
     """The retention volume comes back from a copy: noticed, compared by hash (D7)."""
     await site.healthy()
     journal, copy = journal_directory(site), site.directory / "old-copy"
+    newest = site.newest_point()
     site.away.add(MASTER_TARGET)
     site.kill(MASTER_TARGET)
     await asyncio.to_thread(shutil.copytree, journal, copy)
     site.away.discard(MASTER_TARGET)
+    await site.until(lambda: site.newest_point() not in ("", newest), 120)  # now the copy is an old one
     await site.healthy()
-    await asyncio.sleep(4)
     site.away.add(MASTER_TARGET)
     site.kill(MASTER_TARGET)
     await asyncio.to_thread(shutil.rmtree, journal)

@@ -116,12 +116,19 @@ class Round:
         try:
             yield
         finally:
+            self._tell()
             for task in tasks:
                 task.cancel()
             done = await asyncio.gather(*tasks, return_exceptions=True)
             for error in done:
                 if isinstance(error, BaseException) and not isinstance(error, asyncio.CancelledError):
                     raise error
+
+    def _tell(self) -> None:
+        """What was done, also when the round fails."""
+        self.report.counts.update(self.site.counts)
+        for proxy in self.site.proxies:
+            self.report.counts.update({f"link {name}": count for name, count in proxy.faults.items()})
 
     async def begin(self) -> None:
         site = self.site
@@ -205,11 +212,6 @@ class Round:
         sqlite, postgres = self.load.acknowledged
         report.acknowledged = (report.acknowledged[0] + sqlite, report.acknowledged[1] + postgres)
         report.witnessed += len(self.witnessed)
-        report.counts.update(site.counts)
-        for proxy in site.proxies:
-            report.counts.update({f"link {name}": count for name, count in proxy.faults.items()})
-            proxy.faults.clear()
-        site.counts.clear()
         report.lost += [death for part in site.parts.values() for death in part.deaths]
         for part in site.parts.values():
             part.deaths.clear()

@@ -110,6 +110,7 @@ class Part:
             self._process.send_signal(number)
             if wait_seconds:
                 self._process.wait(wait_seconds)
+            self.plane.status = {}
 
     def step_clock(self, seconds: int) -> None:
         self.step_seconds = seconds
@@ -344,6 +345,10 @@ class ChaosSite:
             await self.until(holds, seconds)
         finally:
             self.waiting_since = None
+
+    def newest_point(self) -> str:
+        replica = self.stream_parts().master_target
+        return str(replica.points[-1].point_id) if replica is not None and replica.points else ""
 
     async def until(self, condition: Any, seconds: float) -> None:
         deadline = time.monotonic() + seconds

@@ -343,7 +343,7 @@ class World:
         for name in SERVERS:
             server = cast(ProcessServer | None, self.role(name))
             for stream in server.streams.all() if server is not None and server.streams is not None else ():
-                if stream.epoch == epoch and epoch not in self.spools_lost:
+                if stream.epoch == epoch and epoch not in self.spools_lost | self.journals_lost:
                     held = max(stream.spool.spooled_sequence, self.landed_in(epoch))
                     self.judge.at_least(name, held, acknowledged, epoch)
 
@@ -351,7 +351,11 @@ class World:
         """The ring's room is given back only for what the stream's spool or the journal holds durably (D5)."""
         epoch, ring = stream.assignment.epoch, self.machine.ring
         first = self._released_before.setdefault((ring.ring_id, epoch), ring.consumed)
-        if ring.consumed <= first or epoch in self.spools_lost or stream._session.ring_id != ring.ring_id:
+        if (
+            ring.consumed <= first
+            or epoch in self.spools_lost | self.journals_lost
+            or stream._session.ring_id != ring.ring_id
+        ):
             return
         server = cast(ProcessServer | None, self.role(self.plane.state.server))
         for held in server.streams.all() if server is not None and server.streams is not None else ():
