@@ -125,7 +125,8 @@ async def test_the_bound_makes_the_agent_wait_and_loses_nothing(tmp_path: Path) 
         producing = asyncio.create_task(
             agent.send(*(make_batch(agent.machine_id, n, payload_bytes=500_000) for n in range(1, 41)))
         )
-        await asyncio.sleep(1.5)
+        await eventually(lambda: agent.spooled > 0)
+        await asyncio.sleep(1.0)  # it has time to do wrong
         assert 0 < agent.spooled < 20 and agent.sender.linked
         on_disk = sum(path.stat().st_size for path in (tmp_path / "spool").rglob("*.items"))
         assert on_disk <= 4 << 20

@@ -8,49 +8,35 @@ import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import chain_site
 import comparing_source
 import journal_driver as driver
 import master_target_site
 import process_server_site
 import pytest
+from chain_site import ChainAgent
 from comparing_source import Source, differing
 from master_target_site import Sender
-from process_server_doubles import make_hello
 from process_server_site import Agent, eventually
 
-from failback.model.ids import DiskId
 from failback.model.points import PointChoice, PointSelector
 from failback.model.stream import GapCause
-from failback.protocol.messages import DigestReply, Hello, StreamDisk
+from failback.protocol.messages import DigestReply
 
 SEED, COUNT = 13, 40
 PASSES_NS = driver.START_NS + 10_000_000_000_000
 
 
-class ChainAgent(Agent):
-    def _hello(self) -> Hello:
-        disks = tuple(StreamDisk(DiskId(f"disk-{index}"), index, size) for index, size in driver.SIZES.items())
-        plain = make_hello(self.machine_id, self.epoch)
-        return Hello(plain.machine_id, plain.epoch, plain.software, 1, 1, disks, *self._known, self.spooled + 1)
-
-
 @pytest.fixture
 async def target(tmp_path: Path) -> AsyncIterator[master_target_site.Site]:
-    built = master_target_site.Site(tmp_path / "master-target")
-    built.start()
-    yield built
-    await built.close()
+    async with chain_site.master_target(tmp_path) as built:
+        yield built
 
 
 @pytest.fixture
 async def server(tmp_path: Path, target: master_target_site.Site) -> AsyncIterator[process_server_site.Site]:
-    (tmp_path / "process-server").mkdir()
-    built = process_server_site.Site(tmp_path / "process-server", authority=target.authority)
-    built.server_id = target.server_id
-    await built.start()
-    built.target_id, built.target_port = target.target_id, target.port
-    yield built
-    await built.close()
+    async with chain_site.process_server(tmp_path, target) as built:
+        yield built
 
 
 def model(sequence: int) -> dict[int, bytes]:
