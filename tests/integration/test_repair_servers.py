@@ -90,6 +90,8 @@ async def test_damaged_redo_is_repaired_by_a_comparison_with_kills_between(targe
         await sender.send(driver.make_batch(SEED, sequence))
     await target.landed(sender, COUNT)
     journal = target.retention / "failback" / driver.MACHINE
+    target.kill()  # what has landed is not in its memory any more: it has to be read
+    await target.prepare(PointChoice(PointSelector.LATEST))  # answered by the process that has opened the journal again
     comparing_source.damage(journal, 31)
     await target.plain("resume-replica")
     await eventually(lambda: target.replica().get("problem", "").startswith("RedoDamaged: redo record 31"))
