@@ -73,7 +73,7 @@ struct header {			/* 32 bytes, then `length` bytes of data, then padding up to t
 struct disk {
 	__u64 base_block;	/* of this disk in dirty; a multiple of BLOCKS_PER_PAGE */
 	__u32 index;
-	__u32 padding;
+	__u32 sequence;		/* of user space: which device this was, under a number that another may get */
 };
 
 struct block_page {

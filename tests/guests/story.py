@@ -22,6 +22,7 @@ from capture_disk import BLOCK_BYTES, disk_of, sh
 from failback.mobility.capture.session import CaptureSession, is_capturable
 from failback.mobility.selftest import self_test_without_capture
 from failback.protocol.extents import EXTENT
+from failback.runtime import logs
 
 DISKS = ("/dev/vdc", "/dev/vdd", "/dev/vde")
 SECONDS = 2
@@ -224,6 +225,7 @@ def compare(replicas: Replicas) -> None:
 
 
 def main() -> None:
+    logs.configure("guest")
     say("kernel", os.uname().release)
     for module in ("loop", "dm-thin-pool", "dm-crypt", "raid0", "raid1", "dm-mod"):
         sh(f"modprobe {module}")

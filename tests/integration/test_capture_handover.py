@@ -169,3 +169,21 @@ def test_a_disk_that_grew_keeps_what_is_known_of_its_old_part(tmp_path: Path) ->
         assert new.is_carried(0)
         assert new.dirty_blocks() == 1
         new.detach()
+
+
+def test_another_device_under_the_same_number_is_not_taken_for_the_one_before(tmp_path: Path) -> None:
+    with loop_disk(tmp_path, 16) as (device, _), pin_directory() as directory:
+        old = CaptureSession.open([disk_of(device)], ring_bytes=RING_BYTES, pin_directory=directory)
+        assert old.replaced() == []
+        old.close()
+        sh(f"losetup -d {device}")
+        other = tmp_path / "other.img"
+        with other.open("wb") as stream:
+            stream.truncate(16 << 20)
+        sh(f"losetup {device} {other}")
+        assert old.replaced() == [device]
+        new = CaptureSession.open([disk_of(device)], ring_bytes=RING_BYTES, pin_directory=directory)
+        assert not new.reattached
+        assert not new.is_carried(0)
+        assert new.replaced() == []
+        new.detach()

@@ -178,6 +178,12 @@ class Reconciler:
             except OSError as error:  # one went while it was looked at
                 log.info("the disks cannot be listed now", reason=str(error))
                 continue
+            replaced = self._session.replaced() if self._session is not None else []
+            if replaced:
+                log.error(
+                    "another device lies under the name of a captured disk: it is compared", disks=",".join(replaced)
+                )
+                self._news.set()  # opened anew
             if seen != self._disks:
                 log.info("the disks changed", disks=",".join(f"{disk.device}:{disk.size_bytes}" for disk in seen))
                 self._disks = seen

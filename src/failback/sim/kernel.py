@@ -89,7 +89,9 @@ class Machine:
         self.clock = clock
         self.disks = {index: bytearray(size) for index, size in enumerate(sizes)}
         self.places = places(
-            [CaptureDisk(index, f"/dev/sim{index}", size) for index, size in enumerate(sizes)], [*range(len(sizes))]
+            [CaptureDisk(index, f"/dev/sim{index}", size) for index, size in enumerate(sizes)],
+            [*range(len(sizes))],
+            [0] * len(sizes),
         )
         self.ring_bytes = chance.choice((1 << 15, 1 << 17, 1 << 20))
         self.wish = 0.0

@@ -72,6 +72,14 @@ def check_disk(disk: CaptureDisk) -> int:
     return number
 
 
+def device_sequence(number: int) -> int:
+    """The kernel's count of devices when this one appeared (``diskseq``, Linux 5.15); 0 where it does not say."""
+    try:
+        return int((_attributes(number) / "diskseq").read_text())
+    except (OSError, ValueError):
+        return 0
+
+
 def writes_in_flight(number: int) -> int:
     """Requests with the driver right now, as the kernel shows them; 0 where it does not say."""
     try:

@@ -16,8 +16,8 @@ blocks were written is not handed over: what is dirty is read again, in a gap of
 no disk is compared by hash.
 
 The earlier pins count until they are removed: a process that dies before begins again, one that dies after finds only the new.
-A disk is carried over when number, index and base device are the same; ``carried_disks`` says which, ``predecessor_ring``
-from which ring, so that the stream knows what it may rely on.
+A disk is carried over when device number, index and the kernel's disk sequence number are the same: ``carried_disks`` says
+which, ``predecessor_ring`` from which ring, so that the stream knows what it may rely on.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pathlib import Path
 
 from failback.errors import StorageError
 from failback.mobility.capture import block_maps, libbpf, pins
-from failback.mobility.capture.layout import BLOCKS_PER_PAGE, DISK, PAGE_BYTES, READABLE_LAYOUTS
+from failback.mobility.capture.layout import BLOCKS_PER_PAGE, DISK, PAGE_BYTES, READABLE_LAYOUTS, SEQUENCE_MASK
 from failback.mobility.capture.pins import DiskPlace, KernelParts
 from failback.mobility.capture.ring import Ring
 from failback.model.stream import BLOCK_BYTES
@@ -51,6 +51,14 @@ class EarlierPlace:
     index: int
     base_block: int
     blocks: int
+    sequence: int
+
+    def is_same(self, place: DiskPlace) -> bool:
+        """The same device, not another one that took its number."""
+        told = self.sequence and place.sequence
+        return (self.number, self.index) == (place.number, place.disk.index) and (
+            not told or self.sequence == place.sequence & SEQUENCE_MASK
+        )
 
 
 def take_over(
@@ -115,25 +123,20 @@ def _missed(earlier: KernelParts) -> int:
 def _earlier_places(earlier: KernelParts) -> list[EarlierPlace]:
     found = []
     for key, value in libbpf.hash_elements(earlier.maps["disks"], _NUMBER_BYTES, DISK.size):
-        base_block, index, _ = DISK.unpack(value)
-        found.append((base_block, index, int.from_bytes(key, "little")))
+        base_block, index, sequence = DISK.unpack(value)
+        found.append((base_block, index, int.from_bytes(key, "little"), sequence))
     found.sort()
     end = libbpf.map_entries(earlier.maps["dirty"]) * BLOCKS_PER_PAGE
-    bounds = [base for base, _, _ in found[1:]] + [end]
+    bounds = [base for base, _, _, _ in found[1:]] + [end]
     return [
-        EarlierPlace(number, index, base, bound - base)
-        for (base, index, number), bound in zip(found, bounds, strict=True)
+        EarlierPlace(number, index, base, bound - base, sequence)
+        for (base, index, number, sequence), bound in zip(found, bounds, strict=True)
     ]
 
 
 def _carry(earlier: KernelParts, new: KernelParts, disk_places: Sequence[DiskPlace]) -> None:
     """The new programs are attached and capture. May be repeated: it only adds."""
-    pairs = [
-        (old, place)
-        for old in _earlier_places(earlier)
-        for place in disk_places
-        if (old.number, old.index) == (place.number, place.disk.index)
-    ]
+    pairs = [(old, place) for old in _earlier_places(earlier) for place in disk_places if old.is_same(place)]
     new.control.set("degraded", 1)  # before the first byte: writes to what is marked are only marked
     marked = _carry_ring(earlier, new, {old.index: place for old, place in pairs})
     with contextlib.ExitStack() as stack:

@@ -36,7 +36,8 @@ GENERATIONS_PER_PAGE = PAGE_BYTES // 2
 SELF_TEST_BLOCKS = BLOCKS_PER_PAGE
 
 DISK = struct.Struct("<QII")
-"""Value of the map ``disks`` by device number: base_block, index, padding."""
+"""Value of the map ``disks`` by device number: base_block, index, the kernel's disk sequence number (low half; version 1: 0)."""
+SEQUENCE_MASK = 0xFFFFFFFF
 
 INFLIGHT = struct.Struct("<QQQIIII")
 """Value of the map ``inflight`` by bio address: parent, sector, base_block, bytes, left, generation, index."""

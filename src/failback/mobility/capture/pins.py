@@ -27,6 +27,7 @@ from failback.mobility.capture.layout import (
     LAYOUT_VERSION,
     PAGE_BYTES,
     SELF_TEST_BLOCKS,
+    SEQUENCE_MASK,
 )
 from failback.mobility.capture.values import CaptureDisk
 from failback.model.stream import BLOCK_BYTES
@@ -48,14 +49,16 @@ class DiskPlace:
     number: int
     base_block: int
     blocks: int
+    sequence: int = 0
+    """The kernel's number of this very device, which another one under the same name and number does not have; 0: not told."""
 
 
-def places(disks: Sequence[CaptureDisk], numbers: Sequence[int]) -> list[DiskPlace]:
+def places(disks: Sequence[CaptureDisk], numbers: Sequence[int], sequences: Sequence[int]) -> list[DiskPlace]:
     found: list[DiskPlace] = []
     base = 0
-    for disk, number in zip(disks, numbers, strict=True):
+    for disk, number, sequence in zip(disks, numbers, sequences, strict=True):
         blocks = (disk.size_bytes + BLOCK_BYTES - 1) // BLOCK_BYTES
-        found.append(DiskPlace(disk, number, base, blocks))
+        found.append(DiskPlace(disk, number, base, blocks, sequence))
         base += pages_for(blocks) * BLOCKS_PER_PAGE
     return found
 
@@ -63,7 +66,7 @@ def places(disks: Sequence[CaptureDisk], numbers: Sequence[int]) -> list[DiskPla
 def fingerprint(disk_places: Sequence[DiskPlace], ring_bytes: int) -> bytes:
     digest = hashlib.sha256(struct.pack("<QQ", LAYOUT_VERSION, ring_bytes))
     for place in disk_places:
-        digest.update(struct.pack("<IQQ", place.disk.index, place.number, place.disk.size_bytes))
+        digest.update(struct.pack("<IQQQ", place.disk.index, place.number, place.disk.size_bytes, place.sequence))
     return digest.digest()
 
 
@@ -208,7 +211,7 @@ def load(
 
 
 def add_disk(parts: KernelParts, place: DiskPlace) -> None:
-    value = DISK.pack(place.base_block, place.disk.index, 0)
+    value = DISK.pack(place.base_block, place.disk.index, place.sequence & SEQUENCE_MASK)
     libbpf.update_element(parts.maps["disks"], place.number.to_bytes(4, "little"), value)
 
 

@@ -17,7 +17,13 @@ from pathlib import Path
 
 from failback.errors import ConfigurationError, StorageError
 from failback.mobility.capture import addresses, block_maps, handover, libbpf, pins, rereading, self_test
-from failback.mobility.capture.block_device import check_disk, loop_device, read_direct, writes_in_flight
+from failback.mobility.capture.block_device import (
+    check_disk,
+    device_sequence,
+    loop_device,
+    read_direct,
+    writes_in_flight,
+)
 from failback.mobility.capture.layout import (
     CALL,
     CALL_MARK,
@@ -104,7 +110,8 @@ class CaptureSession:
             raise ConfigurationError(
                 "the captured disks need different numbers below 64", remedy="correct the list of disks"
             )
-        disk_places = pins.places(disks, [check_disk(disk) for disk in disks])
+        numbers = [check_disk(disk) for disk in disks]
+        disk_places = pins.places(disks, numbers, [device_sequence(number) for number in numbers])
         if len({place.number for place in disk_places}) != len(disk_places):
             raise ConfigurationError("one disk is named twice", remedy="correct the list of disks")
         ring_bytes = 1 << (max(ring_bytes, PAGE_BYTES) - 1).bit_length()
@@ -189,6 +196,10 @@ class CaptureSession:
     def is_carried(self, disk_index: int) -> bool:
         """Whether the disk was captured by the predecessor: then every write that is not in this ring is marked dirty."""
         return bool(self._control.get("carried_disks") >> disk_index & 1)
+
+    def replaced(self) -> list[str]:
+        """Disks under whose name and number another device lies now: nothing is known of it. Reads sysfs."""
+        return [place.disk.device for place in self._places if device_sequence(place.number) != place.sequence]
 
     @property
     def outgrown(self) -> bool:
