@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from failback.journal.catalogue import Interval
 from failback.journal.format import FILE_HEADER_BYTES, UNDO_BLOCK_BYTES, UNDO_CHUNK_BLOCKS, RunKind
-from failback.journal.undo import EMPTY, Blocks, Durable, UndoRecord, read_records
+from failback.journal.undo import EMPTY, RUN_DTYPE, Blocks, Durable, UndoRecord, read_records
 
 _CACHED_RECORDS = 32
 _MOST_TABLES = 24
@@ -181,19 +181,20 @@ class UndoIndex:
             state.generation = generation
         for reading in state.growing:
             if _size(reading.path) > reading.offset:
-                self._read_on(state, reading, EMPTY)
+                self._add(state, [(reading.rank, _read_on(reading, EMPTY))])
 
     def _follow(self, state: _State) -> None:
         """Intervals began, or a rollback went on: read what is closed now to its end."""
         intervals = self._files.since_point()
         known = {reading.path: reading for reading in state.growing}
         state.growing = []
+        found: list[tuple[int, list[UndoRecord]]] = []
         for interval in intervals:
             if interval.interval_id <= state.newest_closed:
                 continue
             path = self._files.path(interval.file)
             reading = known.get(path) or _Reading(path, interval.interval_id)
-            self._read_on(state, reading, interval.durable)
+            found.append((reading.rank, _read_on(reading, interval.durable)))
             if interval is intervals[-1]:
                 state.growing.append(reading)
             else:
@@ -204,25 +205,33 @@ class UndoIndex:
         if returning is not None:
             reading = _Reading(self._files.path(returning[0]), _RETURN_RANK)
             if reading.path.exists():
-                self._read_on(state, reading, returning[1])
+                found.append((reading.rank, _read_on(reading, returning[1])))
             state.growing.append(reading)
+        self._add(state, [entry for entry in found if entry[0] < _RETURN_RANK])
+        self._add(state, [entry for entry in found if entry[0] >= _RETURN_RANK])
         state.version += 1
 
-    def _read_on(self, state: _State, reading: _Reading, durable: Durable) -> None:
-        found = list(read_records(reading.path, durable, reading.offset, reading.records))
-        if not found:
+    def _add(self, state: _State, found: Sequence[tuple[int, list[UndoRecord]]]) -> None:
+        """Take over the records of files, each with the file's rank, as one table a disk."""
+        numbered = [(rank, record) for rank, group in found for record in group]
+        if not numbered:
             return
         number = len(state.records)
-        state.records += found
-        last = found[-1]
-        reading.offset = last.offset + last.total_bytes
-        reading.records += len(found)
-        for disk, table in _tables(found, number, reading.rank).items():
+        state.records += [record for _, record in numbered]
+        for disk, table in _tables(numbered, number).items():
             tables = state.tables.setdefault(disk, [])
             tables.append(table)
             if len(tables) > _MOST_TABLES:
                 state.tables[disk] = _merged(tables)
         state.version += 1
+
+
+def _read_on(reading: _Reading, durable: Durable) -> list[UndoRecord]:
+    found = list(read_records(reading.path, durable, reading.offset, reading.records))
+    if found:
+        reading.offset = found[-1].offset + found[-1].total_bytes
+        reading.records += len(found)
+    return found
 
 
 def _size(path: Path) -> int:
@@ -232,10 +241,10 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _tables(records: Sequence[UndoRecord], number: int, rank: int) -> dict[int, RunTable]:
-    """The records' run tables by disk."""
-    runs = np.concatenate([record.runs for record in records])
-    counts = np.array([len(record.runs) for record in records])
+def _tables(records: Sequence[tuple[int, UndoRecord]], number: int) -> dict[int, RunTable]:
+    """The run tables of records (with their ranks) by disk; the first record is ``number``."""
+    runs = np.frombuffer(b"".join(record.runs.tobytes() for _, record in records), RUN_DTYPE)
+    counts = np.array([len(record.runs) for _, record in records])
     blocks = runs["blocks"].astype(np.int64)
     has_data = runs["kind"] == RunKind.DATA
     stored = np.where(has_data, blocks * UNDO_BLOCK_BYTES, 0)
@@ -243,7 +252,7 @@ def _tables(records: Sequence[UndoRecord], number: int, rank: int) -> dict[int, 
     begins = np.cumsum(counts) - counts
     place = np.where(has_data, before - np.repeat(before[begins], counts), -1)
     record = np.repeat(np.arange(number, number + len(records)), counts)
-    ranks = np.full(len(runs), rank, np.int64)
+    ranks = np.repeat(np.array([rank for rank, _ in records], np.int64), counts)
     whole = RunTable(runs["first"].astype(np.int64), blocks, ranks, record, place)
     result = {}
     for disk in np.unique(runs["disk"]).tolist():

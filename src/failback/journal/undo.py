@@ -178,13 +178,15 @@ def read_records(
 
 def _is_possible(header: layout.UndoRecordHeader, runs: Runs) -> bool:
     """Whether the table is one that a writer makes: no run without blocks or beyond a region, as much content as it says."""
-    blocks = runs["blocks"].astype(np.int64)
-    is_data = runs["kind"] == int(RunKind.DATA)
-    if not bool(np.all(is_data | (runs["kind"] == int(RunKind.ZERO)))):
+    if len(runs) == 0:
+        return header.raw_bytes == 0
+    kinds, blocks = runs["kind"], runs["blocks"]
+    if kinds.min() < RunKind.DATA or kinds.max() > RunKind.ZERO:
         return False
-    if bool(np.any((blocks == 0) | (blocks > REGION_BLOCKS) | (runs["first"] >= _LARGEST_BLOCK))):
+    if blocks.min() == 0 or blocks.max() > REGION_BLOCKS or runs["first"].max() >= _LARGEST_BLOCK:
         return False
-    return int(blocks[is_data].sum()) * UNDO_BLOCK_BYTES == header.raw_bytes
+    carried = int(blocks.sum(where=kinds == int(RunKind.DATA), dtype=np.int64))
+    return carried * UNDO_BLOCK_BYTES == header.raw_bytes
 
 
 def pack_record(
