@@ -37,6 +37,8 @@ class World:
     sizes: tuple[int, ...] = (96 << 20,)
     ring_megabytes: int = 16
     extra_toml: str = ""
+    control_toml: str = ""
+    """Further lines of [configuration_server]."""
     machine_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     server_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     devices: list[str] = field(default_factory=list)
@@ -93,7 +95,7 @@ class World:
             f'pin_directory = "{self.pins}"\ndisks = [{disks}]\nring_megabytes = {self.ring_megabytes}\n'
             f"{self.extra_toml}\n"
             f'[configuration_server]\nurl = "{self.plane.url}"\nca_file = "{self.directory}/ca/ca.pem"\n'
-            "heartbeat_seconds = 0.3\n"
+            f"heartbeat_seconds = 0.3\n{self.control_toml}\n"
         )
         self.starts += 1
         environment = dict(
