@@ -50,7 +50,7 @@ async def test_silent_until_told_then_compares_sends_changes_and_stops(world: Wo
     await world.settled()
     assert world.same()
     status = world.plane.status
-    assert status["lag"]["samples"] > 5 and 0 < status["lag"]["p50"] <= status["lag"]["p99"] < 5000
+    assert status["lag"]["samples"] > 5 and 0 < status["lag"]["p50"] <= status["lag"]["p99"]
     assert status["bytes_changed"] > 1 << 20
     world.plane.assign(replace(world.assignment(), active=False))
     await world.until(lambda: world.plane.status["capture"] == "idle")
