@@ -219,7 +219,7 @@ def _shown(vault: Vault, session: Session, row: GroupRow) -> dict[str, Any]:
         "crashConsistentFrequencyInSeconds": row.frequency_seconds,
         "osType": facts[0].os_family if facts else "",
         "masterTargetId": target.pop() if len(target) == 1 else None,
-        "problem": row.problem or rules.what_is_missing(facts),
+        "problem": rules.what_is_missing(facts) or row.problem,
         "problemSince": timestamp(row.problem_since_wall_ns) if row.problem_since_wall_ns else None,
         "recoveryPoints": len(newest),
         "newestRecoveryPointTime": timestamp(newest[0].wall_ns) if newest else None,
