@@ -82,7 +82,7 @@ class CuttingProxy:
         self._tasks.add(task)
         try:
             await self._serve(reader, writer)
-        except (OSError, asyncio.CancelledError):
+        except (OSError, RuntimeError, asyncio.CancelledError):  # RuntimeError: one half was closed on purpose
             writer.transport.abort()
         finally:
             self._tasks.discard(task)
