@@ -7,6 +7,7 @@ without it no mutation would come further than the first check. ``attack`` runs 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import shutil
@@ -267,6 +268,7 @@ def _catalogue_values(data: bytes) -> None:
 @cache
 def _template() -> Path:
     place = Path(tempfile.mkdtemp(prefix="failback-fuzz-template-"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
     fuzz_seeds.make_journal(place)
     return place
 

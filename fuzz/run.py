@@ -8,8 +8,10 @@ mended: the tests replay those. New inputs that reach new code are kept in ``fuz
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -51,7 +53,11 @@ def main() -> int:
     each = max(1, wanted.seconds // len(names))
     failed = []
     for name in names:
-        done = subprocess.run([sys.executable, __file__, name, str(each)], check=False, capture_output=True, text=True)
+        with tempfile.TemporaryDirectory(prefix="failback-fuzz-") as scratch:  # libFuzzer ends without cleaning up
+            done = subprocess.run(
+                [sys.executable, __file__, name, str(each)], check=False, capture_output=True, text=True,
+                env={**os.environ, "TMPDIR": scratch},
+            )  # fmt: skip
         executed = [line for line in done.stderr.splitlines() if "number_of_executed_units" in line]
         print(
             f"{name}: {executed[0].split()[-1] if executed else '?'} inputs, {'ok' if not done.returncode else 'FAILED'}"

@@ -4,6 +4,7 @@ The targets and their seeds are those of ``make fuzz`` (fuzz/README.md). What fu
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -65,7 +66,7 @@ def test_coverage_guided_for_a_moment(name: str, tmp_path: Path) -> None:
     pytest.importorskip("atheris", reason="atheris has no wheel for this Python")
     done = subprocess.run(
         [sys.executable, FUZZ / "run.py", name, "3"], capture_output=True, text=True, timeout=120, preexec_fn=_bounded,
-        check=False, cwd=tmp_path,
+        check=False, cwd=tmp_path, env={**os.environ, "TMPDIR": str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert "number_of_executed_units" in done.stderr
