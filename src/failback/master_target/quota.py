@@ -1,7 +1,7 @@
 """The bound on what all journals of one retention volume may hold together; beside it the file system's own end counts.
 
-What the journals hold is looked up twice a second, so a quota may be passed by what lands in that time: it keeps a shared
-volume from being filled, it is no edge to the byte.
+Redo counts as it grows; what undo holds is looked up twice a second, so a quota may be passed by the undo of that time: it
+keeps a shared volume from being filled, it is no edge to the byte.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ _LOOK_SECONDS = 0.5
 
 
 class VolumeQuota:
-    """``used`` gives the bytes of all journals on the volume. Called from landing threads and the event loop."""
+    """``redo`` and ``undo`` give their bytes of all journals on the volume. Called from landing threads and the event loop."""
 
-    def __init__(self, place: NamedPlace, used: Callable[[], int]) -> None:
+    def __init__(self, place: NamedPlace, redo: Callable[[], int], undo: Callable[[], int]) -> None:
         self._place = place
-        self._used = used
+        self._redo = redo
+        self._undo = undo
         self._known_bytes = 0
         self._looked = float("-inf")
 
@@ -30,8 +31,8 @@ class VolumeQuota:
     def used_bytes(self) -> int:
         now = time.monotonic()
         if now - self._looked >= _LOOK_SECONDS:
-            self._known_bytes, self._looked = self._used(), now
-        return self._known_bytes
+            self._known_bytes, self._looked = self._undo(), now
+        return self._known_bytes + self._redo()
 
     def free_bytes(self) -> int:
         """What may still be written: the rest of the quota, or less when the file system has less. Raises OSError."""

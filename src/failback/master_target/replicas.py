@@ -65,7 +65,8 @@ class Replicas:
         self._locks: dict[MachineId, asyncio.Lock] = {}
         self._serials: dict[MachineId, int] = {}
         self._quotas = {
-            place.name: VolumeQuota(place, partial(self._journals_bytes, place)) for place in config.retention_volumes
+            place.name: VolumeQuota(place, partial(self._redo_bytes, place), partial(self._undo_bytes, place))
+            for place in config.retention_volumes
         }
         self.views = ServedViews(self._runtime_directory)
         self.views.on_news = self._news
@@ -109,10 +110,15 @@ class Replicas:
         for machine_id, replica in self._replicas.items():
             self._give_policy(machine_id, replica)
 
-    def _journals_bytes(self, place: NamedPlace) -> int:
-        """What all journals on the volume hold."""
+    def _redo_bytes(self, place: NamedPlace) -> int:
+        return sum(one.redo.size_bytes for one in self._journals_on(place))
+
+    def _undo_bytes(self, place: NamedPlace) -> int:
+        return sum(one.size_bytes - one.redo.size_bytes for one in self._journals_on(place))
+
+    def _journals_on(self, place: NamedPlace) -> list[Journal]:
         journals = [replica.journal for replica in list(self._replicas.values())]
-        return sum(one.size_bytes for one in journals if one.directory.is_relative_to(place.path))
+        return [one for one in journals if one.directory.is_relative_to(place.path)]
 
     def volume_facts(self) -> tuple[VolumeFacts, ...]:
         """The retention volumes, as large as their quotas let them be."""
