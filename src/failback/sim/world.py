@@ -350,6 +350,8 @@ class World:
     def _look_at_releases(self, stream: Stream) -> None:
         """The ring's room is given back only for what the stream's spool or the journal holds durably (D5)."""
         epoch, ring = stream.assignment.epoch, self.machine.ring
+        if self.journal is None:
+            return  # what landed just before the master target died was not seen yet
         first = self._released_before.setdefault((ring.ring_id, epoch), ring.consumed)
         if (
             ring.consumed <= first
