@@ -79,8 +79,8 @@ class Journal:
                                lambda: self.lost, self._undo_damaged)  # fmt: skip
         self.views = Views(viewed)
         self._damage: Damage | None = None
-        if self.redo.torn:
-            catalogue.set(UNPROVEN_UNTIL, self.redo.synced_ordinal + 1)
+        # the life before may have written everything that landed: until that is written again the disks are a mixture
+        catalogue.set(UNPROVEN_UNTIL, self.redo.synced_ordinal + self.redo.torn)
         self._open_damage()
         self._find_landed()
 
