@@ -128,13 +128,15 @@ class Comparing:
         log.info("pass begins", pass_id=self._assignment.pass_id, dirty_blocks=dirty,
                  disks=",".join(f"{disk.index}:{mode.value}" for disk, mode in modes))  # fmt: skip
 
-    def start_over(self) -> None:
-        """Writes of unknown extent were missed: compare every disk from the beginning."""
+    async def start_over(self) -> None:
+        """Writes of unknown extent were missed: compare every disk from the beginning, once those are no more in flight."""
         self._memory.update(compare_all=True, compared_blocks={})
         self.end_scrub("interrupted")
         modes = [(disk, SyncMode.COMPARE) for disk in self._assignment.disks]
         self.current = SyncPass(self._assignment.pass_id, modes)
-        self._hash_wake.set()
+        self.settled = False
+        for disk in self._assignment.disks:
+            await self._call(self._session.mark_dirty, disk.index, 0, 1)  # its re-read is the proof (D8)
 
     def reread(self, reread: Reread) -> None:
         """A round of re-reading went into the stream."""

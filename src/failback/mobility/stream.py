@@ -434,7 +434,7 @@ class Stream:
             self._reread_after = time.monotonic() + REREAD_PAUSE_SECONDS
             if current is not None:
                 current.give_back(differing)
-        self._note_counters(content)
+        await self._note_counters(content)
         current = self._comparing.current
         pass_open = self._session.outgrown or (current is not None and current.holds_back(content.dirty_blocks))
         gap = self._gaps.decide(content.counters, dirty_blocks=content.dirty_blocks, pass_open=pass_open,
@@ -443,7 +443,7 @@ class Stream:
         await self._send_batch(content, gap, mark)
         return True
 
-    def _note_counters(self, content: assemble.Assembled) -> None:
+    async def _note_counters(self, content: assemble.Assembled) -> None:
         """Take over what the assembly saw; writes of unknown extent ask for a comparison of everything."""
         missed = gaps.comparison_needed(self._counters, content.counters)
         self.bytes_changed += content.captured_bytes
@@ -458,7 +458,8 @@ class Stream:
             self._comparing.reread(content.reread)
         if missed:
             log.error("the capture missed writes of unknown extent: every disk is compared")
-            self._comparing.start_over()
+            await self._comparing.start_over()
+            self._dirty = await self._call(self._session.dirty_blocks)
             self._session.acknowledge_missed(self._session.missed())
 
     async def _send_batch(self, content: assemble.Assembled, gap: GapCause, mark: Mark | None) -> None:
