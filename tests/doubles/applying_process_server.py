@@ -37,6 +37,7 @@ class Received:
     mark_id: str = ""
     payload_bytes: int = 0
     rereads: int = 0
+    wall_ns: int = 0
 
 
 @dataclass
@@ -138,7 +139,15 @@ class ApplyingProcessServer:
                 os.pwrite(replica.descriptor, bytes(length), offset)
         assert place == len(payload)
         received = Received(
-            batch.epoch, batch.sequence, "batch", batch.gap, batch.mark_kind, batch.mark_id, place, rereads
+            batch.epoch,
+            batch.sequence,
+            "batch",
+            batch.gap,
+            batch.mark_kind,
+            batch.mark_id,
+            place,
+            rereads,
+            batch.wall_ns,
         )
         self.items.append(received)
         if batch.mark_kind is not MarkKind.NONE:

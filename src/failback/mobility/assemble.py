@@ -52,6 +52,8 @@ class Assembled:
     captured_bytes: int
     oldest_ktime_ns: int
     newest_ktime_ns: int
+    as_of_ns: int
+    """CLOCK_MONOTONIC of a moment before which every write lies in this batch or an earlier one; 0 when none is known."""
     reread: Reread | None
     refused: str = ""
     """Why a wanted re-read could not be done now; its blocks stay dirty."""
@@ -100,6 +102,7 @@ def assemble(session: CaptureSession, wanted: Wanted) -> Assembled:
             content.add(part)
     newest = time.monotonic_ns()
     end = session.cursor()
+    as_of_ns = session.as_of_ns() or content.oldest_ktime_ns
     counters = session.counters()
     dirty_blocks = session.dirty_blocks()
     extents = b"".join(content.extents)
@@ -110,7 +113,7 @@ def assemble(session: CaptureSession, wanted: Wanted) -> Assembled:
         first_position=first, end_position=end, counters=counters, dirty_blocks=dirty_blocks,
         payload=content.payload, payload_bytes=content.payload_bytes, extents=extents,
         captured_bytes=content.captured_bytes, oldest_ktime_ns=content.oldest_ktime_ns, newest_ktime_ns=newest,
-        reread=reread, refused=refused,
+        as_of_ns=as_of_ns, reread=reread, refused=refused,
     )  # fmt: skip
 
 

@@ -104,6 +104,7 @@ class Stream:
         self._reread_after = 0.0
         self._batch_wanted = False
         self._closed_at = time.monotonic()
+        self._as_of_ns = 0
         self._marks: deque[Mark] = deque()
         self._resting: asyncio.Event | None = None
         """While set nothing is collected; done when the pump has noticed."""
@@ -467,11 +468,13 @@ class Stream:
         current = self._comparing.current
         sequence = self._outstanding.next_sequence
         now_ns = time.monotonic_ns()
+        self._as_of_ns = max(self._as_of_ns, content.as_of_ns)
         batch = Batch(
             machine_id=self.assignment.machine_id, group_id=self.assignment.group_id or GroupId(NO_GROUP),
             epoch=self.assignment.epoch, sequence=sequence,
             first_position=content.first_position + self._base, end_position=content.end_position + self._base,
-            wall_ns=time.time_ns(), oldest_ns=now_ns - content.oldest_ktime_ns if content.oldest_ktime_ns else 0,
+            wall_ns=time.time_ns() - (now_ns - self._as_of_ns if self._as_of_ns else 0),
+            oldest_ns=now_ns - content.oldest_ktime_ns if content.oldest_ktime_ns else 0,
             gap=gap, mark_kind=mark.kind if mark is not None and marked else MarkKind.NONE,
             mark_id=mark.mark_id if mark is not None and marked else MarkId(""), codec=Codec.RAW,
             payload_raw_bytes=content.payload_bytes, extents=content.extents, payload=b"",

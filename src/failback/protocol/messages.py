@@ -75,7 +75,8 @@ class Batch:
 
     ``extents`` is the packed table (:mod:`failback.protocol.extents`); ``payload`` is encoded with ``codec`` and has
     ``payload_raw_bytes`` bytes when decoded. ``oldest_ns`` is the age of the batch's oldest write when the batch was
-    closed, in nanoseconds; ``wall_ns`` the source's wall time then.
+    closed, in nanoseconds; ``wall_ns`` the source's wall time of its content: every write submitted before lies in this
+    batch or an earlier one.
     """
 
     machine_id: MachineId

@@ -58,6 +58,12 @@ class SimulatedRing:
     def release(self, position: int) -> None:
         self._ring.consumed = max(self._ring.consumed, position)
 
+    def next_ktime_ns(self, position: int) -> int | None:
+        for record in self._ring.records:
+            if record.start >= position and (record.busy or record.operation is not None):
+                return 0 if record.busy else record.ktime_ns
+        return None
+
     def find_mark(self, position: int, number: int) -> int:
         found = [r for r in self._ring.records if r.operation is None and r.offset == number and r.start >= position]
         return found[0].start

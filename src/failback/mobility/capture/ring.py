@@ -140,6 +140,18 @@ class Ring:
             position += ((size & LENGTH_MASK) + 15) & ~7
         return position, found
 
+    def next_ktime_ns(self, position: int) -> int | None:
+        """CLOCK_MONOTONIC of the first write at or after ``position``; None: there is none yet, 0: it is still being recorded."""
+        produced = self.produced()
+        while position < produced:
+            size, _, _, ktime, _, operation, _, disk, _ = RECORD.unpack_from(self._data, position & self._mask)
+            if size & BUSY:
+                return 0
+            if not size & DISCARDED and operation != RECORD_MARK and disk != SELF_TEST_DISK:
+                return int(ktime)
+            position += ((size & LENGTH_MASK) + 15) & ~7
+        return None
+
     def find_mark(self, position: int, number: int) -> int:
         """Where the mark's record lies, at or after ``position``; records of other writes may lie before it."""
         while position < self.produced():

@@ -216,6 +216,13 @@ class CaptureSession:
     def produced_position(self) -> int:
         return self._ring.produced()
 
+    def as_of_ns(self) -> int:
+        """CLOCK_MONOTONIC of a moment before which every write has been collected: now, or that of the next write in the ring; 0
+        when that one is still being recorded."""
+        now = time.monotonic_ns()
+        following = self._ring.next_ktime_ns(self.cursor())
+        return now if following is None else following
+
     def consumed_position(self) -> int:
         """What was released: the kernel may overwrite everything before it."""
         return self._ring.consumed()
