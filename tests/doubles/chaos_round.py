@@ -26,6 +26,7 @@ from chaos_site import AGENT, MASTER_TARGET, ChaosSite
 from mobility_world import run
 
 from failback.model.components import SyncMode
+from failback.model.points import RecoveryPoint
 
 
 @dataclass
@@ -184,15 +185,20 @@ class Round:
             await fault(self.site)
             self.site.counts[fault.__name__.replace("_", " ")] += 1
 
-    async def more_points(self, wanted: int, seconds: float = 120.0) -> None:
-        """Old copies and damaged undo take points away: go on under load until enough are offered again."""
+    async def more_points(self, wanted: int, seconds: float = 300.0) -> None:
+        """Old copies and damaged undo take points away, the latter when it is read: go on under load until enough new ones are
+        offered, which no fault of before can take."""
+        await self.site.healthy()
+        before = {point.point_id for point in self._offered()}
 
         def enough() -> bool:
-            replica = self.site.stream_parts().master_target
-            return replica is not None and sum(not point.abandoned for point in replica.points) > wanted
+            return sum(point.point_id not in before for point in self._offered()) > wanted
 
-        await self.site.healthy()
         await self.site.until(enough, seconds)
+
+    def _offered(self) -> list[RecoveryPoint]:
+        replica = self.site.stream_parts().master_target
+        return [point for point in replica.points if not point.abandoned] if replica is not None else []
 
     async def prove(self, points: int) -> None:
         """Heal, stop the load, compare, open points: the end of the round."""
