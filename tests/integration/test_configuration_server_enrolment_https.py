@@ -79,12 +79,13 @@ def test_the_first_start_makes_what_an_installation_needs(
     passphrase = (server.state / "enrolment-passphrase").read_text().strip()
     with database.read() as session:
         policy = session.get(PolicyRow, "failback")
-        [token] = session.scalars(select(ApiTokenRow)).all()
+        tokens = {token.name: token.token_sha256 for token in session.scalars(select(ApiTokenRow))}
         [row] = components.all_components(session, Role.CONFIGURATION_SERVER)
     assert policy is not None
     assert (policy.recovery_point_threshold_minutes, policy.recovery_point_history_minutes) == (15, 1440)
     assert (policy.app_consistent_frequency_minutes, policy.crash_consistent_seconds) == (60, 7)
-    assert token.token_sha256 not in ("", server.token) and row.addresses == ["failback.example.net", "192.0.2.9"]
+    assert set(tokens) == {"administrator", "metrics"}
+    assert not {"", server.token} & set(tokens.values()) and row.addresses == ["failback.example.net", "192.0.2.9"]
     assert passphrase not in server.log and server.token not in server.log
 
 

@@ -44,7 +44,7 @@ async def test_items_go_through_and_both_acknowledgements_come_back(site: Site) 
 async def test_it_spools_while_the_master_target_is_away_and_forwards_later_in_order(site: Site) -> None:
     agent = site.agent()
     await agent.send(*(make_batch(agent.machine_id, n) for n in range(1, 6)))
-    await site.target.wait_for(agent.machine_id, 5)
+    await eventually(lambda: agent.landed == 5)
     await site.target.close()
     await agent.send(*(make_batch(agent.machine_id, n) for n in range(6, 31)))
     await eventually(lambda: agent.spooled == 30)

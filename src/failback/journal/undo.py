@@ -130,8 +130,11 @@ class UndoRecord:
         return self.decode(self.verify())
 
     def decode(self, stored: memoryview) -> memoryview:
-        """What :meth:`verify` gave, decompressed."""
+        """What :meth:`verify` gave, decompressed. Raises UndoDamagedError when it is not as long as the header says."""
         if self.header.codec is UndoCodec.RAW:
+            if len(stored) != self.header.raw_bytes:
+                reason = f"the record holds {len(stored)} bytes, not {self.header.raw_bytes}"
+                raise UndoDamagedError(self.path, self.offset, reason)
             return stored
         try:
             return memoryview(decompress(stored, self.header.raw_bytes, "the record"))

@@ -100,7 +100,7 @@ class Streams:
     """All streams of this process. ``group`` runs their forwarders."""
 
     def __init__(self, directory: Path, identity: Identity, group: asyncio.TaskGroup, *, limit_bytes: int,
-                 read_bytes: int = 32 << 20, recent_bytes: int = 128 << 20,
+                 read_bytes: int = 32 << 20, recent_bytes: int = 96 << 20,
                  times: LinkTimes = DEFAULT_TIMES) -> None:  # fmt: skip
         self.space = SpoolSpace(limit_bytes, self._stored_bytes)
         self._directory = directory

@@ -22,7 +22,7 @@ class ProcessServerConfig:
     """Memory for items that arrive, over all links."""
     read_memory_bytes: int = 32 << 20
     """Memory for items read back from the spools, over all machines."""
-    recent_memory_bytes: int = 128 << 20
+    recent_memory_bytes: int = 96 << 20
     """Memory for items that arrived and have neither landed nor been spooled, over all machines."""
     metrics_listen: str = ""
     """ADDRESS:PORT on loopback for Prometheus; empty: none."""
