@@ -290,7 +290,7 @@ class GroupWorld:
             self.machines[other].run_program("receiver", told, port)
             self.machines[source].run_program("sender", sent, port)
 
-    async def talking(self, seconds: float = 30.0) -> None:
+    async def talking(self, seconds: float = 60.0) -> None:
         """Every disk has new numbers, sent and told."""
         places = [(machine, offset) for name, machine in self.machines.items() for offset in NUMBERS[name]]
         before = [machine.number(offset) for machine, offset in places]
@@ -345,7 +345,7 @@ class GroupWorld:
                 disk.close()
         return found
 
-    async def until(self, condition: Callable[[], object], seconds: float = 30.0) -> None:
+    async def until(self, condition: Callable[[], object], seconds: float = 60.0) -> None:
         deadline = time.monotonic() + seconds
         while not await asyncio.to_thread(condition):
             assert time.monotonic() < deadline, f"not within {seconds} s\n{self.logs()}"

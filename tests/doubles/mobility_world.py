@@ -136,7 +136,7 @@ class World:
         self.plane.orders.append({"order_id": order_id, "kind": kind, "generation": 1, "arguments": arguments})
         return order_id
 
-    async def result(self, order_id: str, seconds: float = 30.0) -> dict[str, Any]:
+    async def result(self, order_id: str, seconds: float = 60.0) -> dict[str, Any]:
         """The order's report once it is finished."""
         found: list[dict[str, Any]] = []
 
@@ -151,19 +151,19 @@ class World:
 
     # --- waiting ----------------------------------------------------------------------------------------------------
 
-    async def until(self, condition: Callable[[], object], seconds: float = 30.0) -> None:
+    async def until(self, condition: Callable[[], object], seconds: float = 60.0) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
                 raise AssertionError(f"not within {seconds} s; status {self.plane.status}\n{self.log()}")
             await asyncio.sleep(0.02)
 
-    async def synced(self, seconds: float = 30.0) -> None:
+    async def synced(self, seconds: float = 60.0) -> None:
         await self.until(
             lambda: self.plane.status.get("sync_done") is True and self.plane.status.get("gap") == "", seconds
         )
 
-    async def settled(self, seconds: float = 30.0) -> None:
+    async def settled(self, seconds: float = 60.0) -> None:
         """Everything written until now has arrived and the stream has no gap."""
         run("sync")
         for device in self.devices:

@@ -194,7 +194,7 @@ class KeepingMasterTarget:
             async with self.changed:
                 self.changed.notify_all()
 
-    async def wait_for(self, machine_id: str, sequence: int, *, epoch: int = 1, seconds: float = 20.0) -> KeptStream:
+    async def wait_for(self, machine_id: str, sequence: int, *, epoch: int = 1, seconds: float = 60.0) -> KeptStream:
         async with asyncio.timeout(seconds), self.changed:
             while True:
                 stream = self.streams.get((machine_id, epoch))

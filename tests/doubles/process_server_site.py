@@ -21,7 +21,7 @@ from failback.protocol.messages import Ack, Batch, DigestReply, Welcome
 from failback.transport.sender import HeldItems, StreamSender
 
 
-async def eventually(condition: Callable[[], object], seconds: float = 20.0) -> None:
+async def eventually(condition: Callable[[], object], seconds: float = 60.0) -> None:
     try:
         async with asyncio.timeout(seconds):
             while not condition():

@@ -81,7 +81,7 @@ class Recorder:
         )  # fmt: skip
 
 
-async def eventually(condition: object, seconds: float = 10.0) -> None:
+async def eventually(condition: object, seconds: float = 30.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # type: ignore[operator]
             await asyncio.sleep(0.01)
