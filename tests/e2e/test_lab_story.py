@@ -201,6 +201,7 @@ def test_source_dies_in_the_first_pass_and_the_disks_as_found_are_booted(lab: La
     assert not any(processes.alive(process) for process in crashed.processes)
     again = Lab(lab.layout)
     again.commands.run("item", "import", MACHINE_NAME)
+    again.commands.run("item", "set", MACHINE_NAME, "--bandwidth-limit", "100KB/s")  # else the pass is over at once
     again.commands.await_ready(MACHINE_NAME, *CHOICE)
     again.commands.run("reprotect", MACHINE_NAME, *CHOICE, "--yes", "--no-wait")
     until(lambda: again.compared() > 0.5, 200)

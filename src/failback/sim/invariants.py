@@ -47,6 +47,9 @@ class Judge:
     _highest: dict[tuple[str, int, str], int] = field(default_factory=dict)
     _snapshots: dict[int, tuple[int, int, dict[int, bytearray]]] = field(default_factory=dict)
     """Of a ring: how much of its history, up to which place, gives which content (places mostly grow)."""
+    _begun: dict[tuple[int, int, int], _Beginning] = field(default_factory=dict)
+    """The beginning that a place belongs to, as it was when the place was first seen: a later one under the same epoch, whose
+    items never landed, does not take it over."""
 
     # --- the source at a place --------------------------------------------------------------------------------------
 
@@ -58,7 +61,7 @@ class Judge:
         known = [b for b in self.beginnings if b.epoch == epoch and b.first_sequence <= sequence]
         if not known:
             raise Violation(f"item {sequence} of epoch {epoch} belongs to no stream that ever began")
-        begin = known[-1]
+        begin = self._begun.setdefault((epoch, sequence, position), known[-1])
         place = position - begin.base
         mask = {disk: bytearray(len(data) // 512) for disk, data in begin.ring.before.items()}
         first, upto, content = self._snapshots.get(begin.ring.ring_id, (0, 0, {}))

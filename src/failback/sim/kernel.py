@@ -60,6 +60,8 @@ class Write:
     step: str = "entered"
     skip: bool = False
     overlaps: bool = False
+    over_missed: bool = False
+    """A write that no program saw went to the same sectors after this one was recorded, and before it reaches the device."""
     fails: bool = False
     on_device: bool = False
 
@@ -265,7 +267,7 @@ class Machine:
         write.on_device = True
         if write.fails:
             self._silently(write.place.disk.index, write.offset, before)
-        elif write.overlaps:
+        elif write.overlaps or write.over_missed:
             self._silently(write.place.disk.index, write.offset, write.data)
 
     def _complete(self, write: Write) -> None:
@@ -283,6 +285,14 @@ class Machine:
         self.misses += 1
         self.disks[place.disk.index][offset : offset + len(data)] = data
         self._silently(place.disk.index, offset, data)
+        for write in self.in_flight.values():
+            if (
+                write.place == place
+                and not write.on_device
+                and write.offset < offset + len(data)
+                and offset < write.end
+            ):
+                write.over_missed = True
 
     # --- maps and words ---------------------------------------------------------------------------------------------
 
