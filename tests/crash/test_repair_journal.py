@@ -94,7 +94,8 @@ def test_damage_is_shown_and_a_comparison_repairs_it(tmp_path: Path, header: boo
             pass
     assert raised.value.code == "RedoDamaged"
     assert _images(devices) == _model(24) and journal.applied.sequence == 24
-    assert journal.points()[-1].sequence == 24  # the last consistent place before the damage is a point
+    # 24 is no point: the life before may have written what landed behind the damage, and cannot be asked
+    assert journal.points()[-1].sequence == 23
     assert journal.damage is not None and journal.applied.gap == "DAMAGED" and not journal.apply_step()
     with pytest.raises(IntegrityError) as refused:
         journal.append(driver.frame(driver.make_batch(SEED, COUNT + 1)))
@@ -111,7 +112,7 @@ def test_damage_is_shown_and_a_comparison_repairs_it(tmp_path: Path, header: boo
     assert journal.damage is None and journal.applied.gap == ""
     journal.stop()
     journal.close()
-    _verify(folder, before=24)
+    _verify(folder, before=23)
 
 
 def test_lost_redo_that_was_applied_keeps_every_point(tmp_path: Path) -> None:
