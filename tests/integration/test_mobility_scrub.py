@@ -79,7 +79,6 @@ async def _story(world: World, server: Server, target: Server, disk: Path) -> No
     server.plane.assign(ProcessServerAssignment((RoutedMachine(machine, 1, endpoint),)))
     world.plane.assign(assignment)
     await world.synced(60)
-    passes = _passes(target)
     extent = run("filefrag", "-b4096", "-v", str(point / "quiet")).splitlines()[3].split()
     place = int(extent[3].rstrip(".")) * 4096  # where the file begins on the disk: nothing writes there
     with (disk.with_name("disk.raw.replica")).open("rb+") as stream:
@@ -98,7 +97,7 @@ async def _story(world: World, server: Server, target: Server, disk: Path) -> No
     assert found == [(place + 65536, 4096), (place + 1048576, 12288)] and status["repaired_bytes"] == 16384
     await asyncio.to_thread(writer.wait)
     run("umount", str(point))
-    assert _passes(target) == passes, "a scrub opens no gap (the load may)"
+    assert _passes(target) <= 1, "only the first pass is a gap: a scrub opens none (the load may)"
     mark_id = str(uuid.uuid4())
     report = await world.result(world.order("freeze-lease", mark_id=mark_id, lease_seconds=60.0), 60)
     assert report["state"] == "succeeded", report
