@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from dataclasses import dataclass
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from failback.configuration_server.database import Database, items
 from failback.configuration_server.database.components import ComponentRow
 from failback.configuration_server.database.items import ItemRow
-from failback.configuration_server.database.jobs import JobRow
-from failback.configuration_server.jobs import scenario as words
 from failback.configuration_server.jobs import store
 from failback.configuration_server.jobs.engine import JobEngine
+from failback.configuration_server.monitors.due_jobs import DueJob, begin, due_now
 from failback.configuration_server.workflows.disk_changes import UPDATE_DISKS, protected_disks, seen_changes
 from failback.errors import FailbackError
 from failback.model.components import MobilityStatus
@@ -31,19 +28,8 @@ from failback.runtime import logs, records
 from failback.runtime.clock import Clock, SystemClock
 
 LOOK_EVERY_SECONDS = 2.0
-AGAIN_AFTER_SECONDS = 60.0
-STARTED_BY = "monitor"
 
 log = logs.get(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Due:
-    item_id: str
-    name: str
-    key: str
-    names: tuple[str, ...]
-    failed_job_id: str = ""
 
 
 class DiskWatch:
@@ -75,17 +61,14 @@ class DiskWatch:
                 log.info("a change of disks waits", item=one.name, reason=error.message)
         return started
 
-    async def _start(self, due: _Due) -> str:
-        if due.failed_job_id:
-            await self._engine.restart(due.failed_job_id)
-            return due.failed_job_id
-        log.info("the disks of a machine changed", item=due.name, changes=" ".join(due.names))
-        inputs = {"names": list(due.names)}
-        return await self._engine.start(UPDATE_DISKS, due.item_id, inputs, due.key, started_by=STARTED_BY)
+    async def _start(self, due: DueJob) -> str:
+        if not due.failed_job_id:
+            log.info("the disks of a machine changed", item=due.name, changes=" ".join(due.inputs["names"]))
+        return await begin(self._engine, due)
 
-    def _find(self, session: Session) -> tuple[bool, list[_Due]]:
+    def _find(self, session: Session) -> tuple[bool, list[DueJob]]:
         """Whether some item's other disks are not noted yet, and the changes that are due."""
-        due: list[_Due] = []
+        due: list[DueJob] = []
         unwritten = False
         watched: set[str] = set()
         for item in items.all_items(session):
@@ -113,15 +96,12 @@ class DiskWatch:
         self._since[item_id] = since
         return tuple(sorted(name for name, at in since.items() if now - at >= disk_rules.settled_seconds(name)))
 
-    def _due(self, session: Session, item: ItemRow, names: tuple[str, ...]) -> _Due | None:
+    def _due(self, session: Session, item: ItemRow, names: tuple[str, ...]) -> DueJob | None:
         digest = hashlib.sha256(repr(names).encode()).hexdigest()[:16]
         key = f"{UPDATE_DISKS} {item.item_id} {item.epoch} {digest}"
         name = item.friendly_name or item.name
-        known = session.scalars(select(JobRow).where(JobRow.key == key)).first()
-        if known is None:
-            return _Due(item.item_id, name, key, names)
-        rested = self._clock.wall_ns() - known.ended_wall_ns > AGAIN_AFTER_SECONDS * 1e9
-        return _Due(item.item_id, name, key, names, known.job_id) if known.state == words.FAILED and rested else None
+        job = DueJob(UPDATE_DISKS, item.item_id, name, key, {"names": list(names)})
+        return due_now(session, job, self._clock.wall_ns())
 
 
 def _status(session: Session, item: ItemRow) -> MobilityStatus | None:

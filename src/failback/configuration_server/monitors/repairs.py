@@ -8,7 +8,6 @@ issued its epoch is tried again; one that was cancelled is not. More than a few 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -16,9 +15,9 @@ from sqlalchemy.orm import Session
 from failback.configuration_server.database import Database, events, items
 from failback.configuration_server.database.items import ItemRow
 from failback.configuration_server.database.jobs import JobRow
-from failback.configuration_server.jobs import scenario as words
 from failback.configuration_server.jobs import store
 from failback.configuration_server.jobs.engine import JobEngine
+from failback.configuration_server.monitors.due_jobs import STARTED_BY, DueJob, begin, due_now
 from failback.configuration_server.registry.parts import stream_parts
 from failback.configuration_server.workflows.repair import REPAIR, RESYNC_REQUIRED
 from failback.errors import FailbackError
@@ -29,19 +28,8 @@ from failback.runtime import logs
 from failback.runtime.clock import Clock, SystemClock
 
 LOOK_EVERY_SECONDS = 5.0
-AGAIN_AFTER_SECONDS = 60.0
-STARTED_BY = "monitor"
 
 log = logs.get(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Due:
-    item_id: str
-    name: str
-    key: str
-    reason: str
-    failed_job_id: str = ""
 
 
 class Repairs:
@@ -75,16 +63,14 @@ class Repairs:
                 log.info("a repair waits", item=one.name, reason=error.message)
         return started
 
-    async def _start(self, due: _Due) -> str:
-        if due.failed_job_id:
-            await self._engine.restart(due.failed_job_id)
-            return due.failed_job_id
-        log.warning("a stream ended for good: its disks are compared", item=due.name, reason=due.reason)
-        return await self._engine.start(REPAIR, due.item_id, {"reason": due.reason}, due.key, started_by=STARTED_BY)
+    async def _start(self, due: DueJob) -> str:
+        if not due.failed_job_id:
+            log.warning("a stream ended for good: its disks are compared", item=due.name, reason=due.inputs["reason"])
+        return await begin(self._engine, due)
 
-    def _find(self, session: Session) -> tuple[list[_Due], list[_Due]]:
-        due: list[_Due] = []
-        held_back: list[_Due] = []
+    def _find(self, session: Session) -> tuple[list[DueJob], list[DueJob]]:
+        due: list[DueJob] = []
+        held_back: list[DueJob] = []
         for item, end in items_in_need(session):
             if Operation.REPAIR not in OPERATIONS[State(item.protection_state)]:
                 continue
@@ -95,15 +81,11 @@ class Repairs:
                 (due if found.failed_job_id or self._may_begin(session, item) else held_back).append(found)
         return due, held_back
 
-    def _due(self, session: Session, item: ItemRow, end: repair_rules.StreamEnd) -> _Due | None:
+    def _due(self, session: Session, item: ItemRow, end: repair_rules.StreamEnd) -> DueJob | None:
         key = f"{REPAIR} {item.item_id} {end.code} {item.epoch}"
         name = item.friendly_name or item.name
-        known = session.scalars(select(JobRow).where(JobRow.key == key)).first()
-        reason = f"{end.code}: {end.sentence}"
-        if known is None:
-            return _Due(item.item_id, name, key, reason)
-        rested = self._clock.wall_ns() - known.ended_wall_ns > AGAIN_AFTER_SECONDS * 1e9
-        return _Due(item.item_id, name, key, reason, known.job_id) if known.state == words.FAILED and rested else None
+        job = DueJob(REPAIR, item.item_id, name, key, {"reason": f"{end.code}: {end.sentence}"})
+        return due_now(session, job, self._clock.wall_ns())
 
     def _may_begin(self, session: Session, item: ItemRow) -> bool:
         begun = session.scalars(
@@ -113,10 +95,10 @@ class Repairs:
         )
         return repair_rules.may_begin(self._clock.wall_ns(), begun)
 
-    def _tell(self, session: Session, one: _Due) -> None:
+    def _tell(self, session: Session, one: DueJob) -> None:
         sentence = (
-            f"The replication of {one.name} stopped again ({one.reason}) after {repair_rules.MOST_REPAIRS} repairs within the "
-            f"hour: find the cause, then failback resync {one.name}."
+            f"The replication of {one.name} stopped again ({one.inputs['reason']}) after {repair_rules.MOST_REPAIRS} repairs "
+            f"within the hour: find the cause, then failback resync {one.name}."
         )
         events.record(
             session, self._clock.wall_ns(), RESYNC_REQUIRED, sentence, severity="Critical", item_id=one.item_id,
