@@ -6,6 +6,7 @@
     ├── ConfigurationError      a file or an argument is wrong; nothing was started
     ├── NotSupportedError       this machine, kernel or driver cannot do it; says what to do instead
     ├── AuthenticationError     an unknown, expired or wrong certificate, passphrase or token
+    ├── PermissionDeniedError   who calls is known, but may not do this
     ├── NotFoundError           the named thing does not exist
     ├── ConflictError           the thing is in a state in which this cannot be done
     ├── PeerError               the other side is away, too slow or speaks another version (retryable)
@@ -64,6 +65,10 @@ class NotSupportedError(FailbackError):
 
 class AuthenticationError(FailbackError):
     code = "AuthenticationFailed"
+
+
+class PermissionDeniedError(FailbackError):
+    code = "AuthorizationFailed"
 
 
 class NotFoundError(FailbackError):

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import simulated_sites as sites_of
-from fastapi import FastAPI
 from simulated_sites import Components, SimulatedFabric, Sites
 from workflow_driver import QUICK
 
 from failback.configuration_server import app, serving
-from failback.configuration_server.api import Services, SiteFabric, Surroundings, arm_router
+from failback.configuration_server.api import Services, SiteFabric, Surroundings
 from failback.configuration_server.api.readiness import preflight_of
 from failback.configuration_server.config import ServerConfig
 from failback.configuration_server.database import items
@@ -131,8 +130,7 @@ async def serve(directory: Path) -> None:
     services = Services(
         **{field.name: getattr(around, field.name) for field in fields(around)}, jobs=engine, groups=assembled.groups
     )
-    application = FastAPI()
-    application.include_router(arm_router(services))
+    application = app.application_of(config, services, assembled.desk, assembled.registry)
     (directory / "openapi.json").write_text(json.dumps(application.openapi()))
     await engine.open()
     before = directory / "port"

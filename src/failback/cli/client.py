@@ -81,6 +81,15 @@ class Api:
             values += page["value"]
         return values
 
+    def some(self, path: str, limit: int, parameters: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+        """The first values of a list, at most ``limit``; no more pages are asked for than that takes."""
+        page = self.get(path, parameters)
+        values = list(page["value"])
+        while page.get("nextLink") and len(values) < limit:
+            page = self._answer(self._client.get(page["nextLink"])).json()
+            values += page["value"]
+        return values[:limit]
+
     def put(self, path: str, body: Any) -> Any:
         return self._send("PUT", path, None, body).json()
 

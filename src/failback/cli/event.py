@@ -26,7 +26,7 @@ def list_events(
     """Events, newest first."""
     clauses = [f"itemName eq '{item}'"] * bool(item) + [f"severity eq '{severity}'"] * bool(severity)
     with server() as api:
-        events = api.every("/replicationEvents", {"$filter": " and ".join(clauses)} if clauses else None)[:limit]
+        events = api.some("/replicationEvents", limit, {"$filter": " and ".join(clauses)} if clauses else None)
     if as_json:
         print_json(events)
         return

@@ -12,7 +12,7 @@ import typer
 
 from failback import __version__
 from failback import serve as roles
-from failback.cli import component, event, group, item, job, mobility, operation, output, point, policy, view
+from failback.cli import access, component, event, group, item, job, mobility, operation, output, point, policy, view
 
 app = typer.Typer(
     name="failback",
@@ -44,6 +44,7 @@ def connect(
     output.connection.update(server=server, ca_file=ca_file, token_file=token_file)
 
 
+app.command()(access.login)
 app.add_typer(item.app, name="item")
 app.command()(operation.readiness)
 app.command()(operation.reprotect)
@@ -61,6 +62,8 @@ app.add_typer(job.app, name="job")
 app.add_typer(component.app, name="component")
 app.add_typer(event.app, name="event")
 app.add_typer(mobility.app, name="mobility")
+app.add_typer(access.app, name="client")
+app.command()(access.audit)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -6,9 +6,10 @@ CA and token while ``--server`` names another address.
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class Settings:
         except OSError as error:
             raise ConfigurationError(
                 f"cannot read the token file {self.token_file}: {error.strerror}",
-                remedy="copy administrator.token from the configuration server's state directory",
+                remedy="sign in (failback login), or copy administrator.token from the server's state directory",
             ) from error
 
 
@@ -40,7 +41,12 @@ def default_file(environment: Mapping[str, str]) -> Path:
     return Path(base) / "failback" / "cli.toml"
 
 
-def find(options: Mapping[str, str | None], environment: Mapping[str, str] | None = None) -> Settings:
+def find(
+    options: Mapping[str, str | None],
+    environment: Mapping[str, str] | None = None,
+    *,
+    needed: Sequence[str] = tuple(VARIABLES),
+) -> Settings:
     """Settings from options, environment and file, in this order. Raises ConfigurationError naming what is missing."""
     surroundings = os.environ if environment is None else environment
     path = default_file(surroundings)
@@ -49,7 +55,7 @@ def find(options: Mapping[str, str | None], environment: Mapping[str, str] | Non
         name: options.get(name) or surroundings.get(variable) or stored.get(name, "")
         for name, variable in VARIABLES.items()
     }
-    missing = [name for name, value in found.items() if not value]
+    missing = [name for name in needed if not found[name]]
     if missing:
         name = missing[0]
         raise ConfigurationError(
@@ -63,6 +69,27 @@ def find(options: Mapping[str, str | None], environment: Mapping[str, str] | Non
             remedy="use https://HOST[:PORT]",
         )
     return Settings(server.rstrip("/"), Path(found["ca_file"]).expanduser(), Path(found["token_file"]).expanduser())
+
+
+def remember(path: Path, **values: str) -> None:
+    """Write these settings into the file; what else it says stays."""
+    stored = {**_stored(path), **values}
+    keep(path, "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in stored.items()))
+
+
+def keep(path: Path, text: str) -> None:
+    """The whole file anew, for nobody else to read. Raises ConfigurationError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        partial = path.with_name(f"{path.name}.partial")
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as stream:
+            os.fchmod(stream.fileno(), 0o600)
+            stream.write(text)
+        partial.replace(path)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot write {path}: {error.strerror}", remedy="make the directory writable, or set XDG_CONFIG_HOME"
+        ) from error
 
 
 def _stored(path: Path) -> dict[str, str]:

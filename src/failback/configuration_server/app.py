@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from failback import __version__
-from failback.configuration_server.api import arm_router, faults, metrics
+from failback.configuration_server.api import arm_router, faults, forwarded, metrics, oauth
 from failback.configuration_server.api.gate import Gate
 from failback.configuration_server.api.readiness import preflight_of
 from failback.configuration_server.api.services import Services, SiteFabric, Surroundings
@@ -123,7 +123,7 @@ def open_server(config: ServerConfig) -> Assembled:
         database=database, orders=orders, news=news, fabrics=sites, clock=clock, jobs=engine, groups=groups,
         heartbeat_alarm_seconds=config.heartbeat_alarm_seconds,
     )  # fmt: skip
-    application = _application(services, desk, registry)
+    application = application_of(config, services, desk, registry)
     return Assembled(
         config, clock, database, installation, news, registry, orders, desk, monitors, engine, groups, application
     )
@@ -136,21 +136,23 @@ def jobs_url(database_url: str, state_directory: Path) -> str:
     return f"sqlite:///{state_directory / 'jobs.sqlite'}"
 
 
-def _application(services: Services, desk: EnrolmentDesk, registry: Registry) -> FastAPI:
-    application = FastAPI(title="Failback", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
-    application.include_router(component_router(desk, registry, services.clock))
-    application.include_router(group_router(services.groups))
-    application.include_router(token_router(desk), dependencies=[Depends(signed_in(services))])
+def application_of(config: ServerConfig, services: Services, desk: EnrolmentDesk, registry: Registry) -> FastAPI:
+    """The whole HTTP application. ``/openapi.json`` describes the ARM routes, to callers who have signed in."""
+    application = FastAPI(title="Failback", version=__version__, docs_url=None, redoc_url=None)
+    application.include_router(component_router(desk, registry, services.clock), include_in_schema=False)
+    application.include_router(group_router(services.groups), include_in_schema=False)
+    application.include_router(token_router(desk), dependencies=[Depends(signed_in(services))], include_in_schema=False)
     application.include_router(arm_router(services))
     application.include_router(metrics.router(services))
-    application.add_middleware(Gate, services=services)
+    application.include_router(oauth.router(services, config.token_seconds))
+    application.add_middleware(Gate, services=services, proxies=forwarded.parse(config.trusted_proxies))
     _add_health(application, services.database)
     _add_errors(application)
     return application
 
 
 def _add_health(application: FastAPI, database: Database) -> None:
-    @application.get("/healthz")
+    @application.get("/healthz", include_in_schema=False)
     async def healthz() -> JSONResponse:
         """200 when the database answers; without signing in, so it says no more."""
         try:

@@ -11,6 +11,7 @@ from failback.errors import ConfigurationError
 from failback.runtime import config
 
 MOST_CERTIFICATE_DAYS = 825
+MOST_TOKEN_SECONDS = 7 * 86400
 
 
 class Site(enum.Enum):
@@ -41,6 +42,10 @@ class ServerConfig:
     """0: any free port; ``listening.json`` in the state directory says which."""
     addresses: tuple[str, ...] = ()
     """Names and IP addresses under which others reach this server; they go into its certificate."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses or networks of proxies whose ``X-Forwarded-*`` headers are believed."""
+    token_seconds: float = 3600.0
+    """Life of the tokens that clients sign in for."""
     fabrics: tuple[FabricConfig, ...] = ()
     heartbeat_alarm_seconds: float = 60.0
     """A component silent for longer is reported as lost."""
@@ -69,4 +74,6 @@ def load(path: Path) -> ServerConfig:
         raise ConfigurationError(
             f"{path}: certificate_days: more than 0 and at most {MOST_CERTIFICATE_DAYS} are needed"
         )
+    if not 60 <= loaded.token_seconds <= MOST_TOKEN_SECONDS:
+        raise ConfigurationError(f"{path}: token_seconds: 60 to {MOST_TOKEN_SECONDS} are allowed")
     return loaded

@@ -164,6 +164,7 @@ def server_for(application: Any, installation: Installation, context: ssl.SSLCon
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=GRACE_SECONDS,
         ssl_context_factory=lambda _config, _default: context,

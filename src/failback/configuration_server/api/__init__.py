@@ -25,6 +25,7 @@ __all__ = ["JobControl", "Services", "SiteFabric", "Surroundings", "arm_router"]
 def arm_router(services: Services) -> APIRouter:
     """Every ARM route over these services."""
     from failback.configuration_server.api import (
+        clients,
         containers,
         events,
         fabrics,
@@ -56,6 +57,7 @@ def arm_router(services: Services) -> APIRouter:
         policies,
         events,
         long_running,
+        clients,
     ):
         router.include_router(resource.router(services))
     return router

@@ -14,6 +14,8 @@ from urllib.parse import quote
 
 from fastapi import Depends, Request
 
+from failback.configuration_server.api.forwarded import base_url
+
 VAULT = (
     "/subscriptions/{subscription}/resourceGroups/{resource_group}/providers/Microsoft.RecoveryServices/vaults/{vault}"
 )
@@ -59,7 +61,7 @@ class Vault:
 def _vault(request: Request, subscription: str, resource_group: str, vault: str) -> Vault:
     path = VAULT.format(subscription=subscription, resource_group=resource_group, vault=vault)
     version = request.query_params.get("api-version", DEFAULT_API_VERSION)
-    return Vault(path, str(request.base_url).rstrip("/"), version)
+    return Vault(path, base_url(request), version)
 
 
 VaultOf = Annotated[Vault, Depends(_vault)]

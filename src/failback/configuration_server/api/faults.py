@@ -26,6 +26,7 @@ _STATUSES: tuple[tuple[type[errors.FailbackError], int], ...] = (
     (errors.ConfigurationError, 400),
     (errors.NotSupportedError, 400),
     (errors.AuthenticationError, 401),
+    (errors.PermissionDeniedError, 403),
     (errors.NotFoundError, 404),
     (errors.ConflictError, 409),
     (errors.PreconditionError, 409),

@@ -1,8 +1,9 @@
-"""The gate before every route: who calls is checked before a byte of the body is read, and bodies are bounded.
+"""The gate before every route: who calls, and whether they may, is checked before a byte of the body is read.
 
 FastAPI reads and parses a body before a route's dependencies run, so a dependency alone would let anybody fill the
 server's memory and tell a known path from an unknown one. What is not in ``OPEN_PATHS`` needs a bearer token, whatever
-the path; those have their own proof (a certificate, or the enrolment's secret) or say nothing.
+the path; those have their own proof (a certificate, the enrolment's secret, a client's secret) or say nothing. Every change
+that a known caller asked for and did not get leaves an audit row here; accepted ones write theirs in their own transaction.
 """
 
 from __future__ import annotations
@@ -13,52 +14,84 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from failback.configuration_server.api.faults import answer
+from failback.configuration_server.api.forwarded import Proxies, as_forwarded
+from failback.configuration_server.api.oauth import is_sign_in
 from failback.configuration_server.api.services import Services
-from failback.configuration_server.api.sign_in import bearer, caller_of
+from failback.configuration_server.api.sign_in import Caller, bearer, caller_of
+from failback.configuration_server.database.access import audit
+from failback.configuration_server.enrolment.routes import LARGEST_BODY_BYTES as LARGEST_SIGN_IN_BYTES
 from failback.configuration_server.enrolment.routes import LONGEST_SENDING_SECONDS, TOO_LARGE
 from failback.errors import ConfigurationError, FailbackError
 
-METRICS_PATH = "/metrics"
 OPEN_PATHS = frozenset(
     {"/healthz", *(f"/components/v1/{name}" for name in ("enrol", "heartbeat", "renew", "group-hold"))}
 )
 LARGEST_BODY_BYTES = 1 << 20
+_CHANGES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
 class Gate:
     """ASGI middleware."""
 
-    def __init__(self, application: ASGIApp, services: Services) -> None:
+    def __init__(self, application: ASGIApp, services: Services, proxies: Proxies = ()) -> None:
         self._application = application
         self._services = services
+        self._proxies = proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
             await self._application(scope, receive, send)
             return
-        headers = Headers(scope=scope)
+        as_forwarded(scope, self._proxies)
+        caller: Caller | None = None
         try:
-            token = bearer(headers.get("authorization", ""))
-            now = self._services.clock.wall_ns()
-            is_scrape = scope["method"] == "GET" and scope["path"] == METRICS_PATH
-            caller = await self._services.database.look(
-                lambda session: caller_of(session, token, now, metrics_only=is_scrape)
-            )
+            open_to_all = is_sign_in(scope["path"])
+            if not open_to_all:
+                caller = await self._caller(scope)
+                caller.require(scope["method"], scope["path"])
             async with asyncio.timeout(LONGEST_SENDING_SECONDS):
-                body = await _bounded(receive)
-        except TimeoutError:
-            late = ConfigurationError(f"the request did not come within {LONGEST_SENDING_SECONDS:.0f} s")
-            await answer(late)(scope, receive, send)
+                body = await _bounded(receive, LARGEST_SIGN_IN_BYTES if open_to_all else LARGEST_BODY_BYTES)
+        except (TimeoutError, FailbackError) as error:
+            if not isinstance(error, FailbackError):
+                error = ConfigurationError(f"the request did not come within {LONGEST_SENDING_SECONDS:.0f} s")
+            response = answer(error)
+            await self._audit_refused(scope, caller, response.status_code, error.code)
+            await response(scope, receive, send)
             return
-        except FailbackError as error:
-            await answer(error)(scope, receive, send)
-            return
-        scope.setdefault("state", {})["caller"] = caller
+        if caller is not None:
+            scope.setdefault("state", {})["caller"] = caller.name
         if body is not None:
-            await self._application(scope, _replayed(body, receive), send)
+            await self._pass_on(scope, _replayed(body, receive), send, caller)
+
+    async def _caller(self, scope: Scope) -> Caller:
+        token = bearer(Headers(scope=scope).get("authorization", ""))
+        now = self._services.clock.wall_ns()
+        return await self._services.database.look(lambda session: caller_of(session, token, now))
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send, caller: Caller | None) -> None:
+        statuses: list[int] = []
+
+        async def seen(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+            await send(message)
+
+        await self._application(scope, receive, seen)
+        await self._audit_refused(scope, caller, statuses[0] if statuses else 500, "")
+
+    async def _audit_refused(self, scope: Scope, caller: Caller | None, status: int, code: str) -> None:
+        if caller is None or status < 400 or scope["method"] not in _CHANGES:
+            return
+        who, now = caller.name, self._services.clock.wall_ns()
+        address = scope["client"][0] if scope.get("client") else ""
+        action = f"{scope['method']} {scope['path'].rsplit('/vaults/', 1)[-1].partition('/')[2] or scope['path']}"
+        outcome, detail = "refused" if status < 500 else "failed", f"status {status} {code}".strip()
+        await self._services.database.run(
+            lambda session: audit(session, now, who, action, "", address=address, outcome=outcome, detail=detail)
+        )
 
 
-async def _bounded(receive: Receive) -> bytes | None:
+async def _bounded(receive: Receive, limit_bytes: int) -> bytes | None:
     """The whole body; None when the caller went away. Raises ConfigurationError (too large)."""
     content = bytearray()
     is_more = True
@@ -68,9 +101,9 @@ async def _bounded(receive: Receive) -> bytes | None:
             return None
         content += message.get("body", b"")
         is_more = bool(message.get("more_body", False))
-        if len(content) > LARGEST_BODY_BYTES:
+        if len(content) > limit_bytes:
             raise ConfigurationError(
-                f"the request is larger than {LARGEST_BODY_BYTES} bytes", code=TOO_LARGE, remedy="send less"
+                f"the request is larger than {limit_bytes} bytes", code=TOO_LARGE, remedy="send less"
             )
     return bytes(content)
 

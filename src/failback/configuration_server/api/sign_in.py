@@ -9,15 +9,40 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from fastapi import Request
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from failback.configuration_server.api.access_rules import BY_WORD, Access, needed
 from failback.configuration_server.api.services import Services
 from failback.configuration_server.database.access import METRICS, ApiTokenRow, audit
-from failback.errors import AuthenticationError
+from failback.errors import AuthenticationError, PermissionDeniedError
 from failback.runtime.clock import Clock
+
+METRICS_PATH = "/metrics"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """``name`` is the token's or the client's; ``access`` None: reads metrics and nothing else."""
+
+    name: str
+    access: Access | None
+
+    def require(self, method: str, path: str) -> None:
+        """Raises AuthenticationError (a token for metrics elsewhere) and PermissionDeniedError."""
+        if self.access is None:
+            if (method, path) != ("GET", METRICS_PATH):
+                raise _refused("this bearer token reads metrics only")
+            return
+        wanted = needed(method, path)
+        if self.access < wanted:
+            raise PermissionDeniedError(
+                f"{self.name} is a {self.access.word}; this needs the role {wanted.word}",
+                remedy=f"sign in with a client of the role {wanted.word} (failback client create, by an administrator)",
+            )
 
 
 def signed_in(services: Services) -> Callable[[Request], Awaitable[None]]:
@@ -28,8 +53,9 @@ def signed_in(services: Services) -> Callable[[Request], Awaitable[None]]:
             return
         token = bearer(request.headers.get("authorization", ""))
         now = services.clock.wall_ns()
-        name = await services.database.look(lambda session: caller_of(session, token, now))
-        request.state.caller = name
+        caller = await services.database.look(lambda session: caller_of(session, token, now))
+        caller.require(request.method, request.url.path)
+        request.state.caller = caller.name
 
     return check
 
@@ -42,11 +68,8 @@ def bearer(header: str) -> str:
     return token.strip()
 
 
-def caller_of(session: Session, token: str, now_wall_ns: int, *, metrics_only: bool = False) -> str:
-    """The name under which the token was issued. Raises AuthenticationError (unknown, expired, revoked, not for this).
-
-    ``metrics_only``: the call only reads metrics, for which a token of that access is enough.
-    """
+def caller_of(session: Session, token: str, now_wall_ns: int) -> Caller:
+    """Whose token it is, with what access. Raises AuthenticationError (unknown, expired, revoked)."""
     digest = hashlib.sha256(token.encode()).hexdigest()
     row = session.scalars(select(ApiTokenRow).where(ApiTokenRow.token_sha256 == digest)).first()
     if row is None or not hmac.compare_digest(row.token_sha256, digest):
@@ -55,9 +78,9 @@ def caller_of(session: Session, token: str, now_wall_ns: int, *, metrics_only: b
         raise _refused("the bearer token was revoked")
     if row.expires_wall_ns and row.expires_wall_ns <= now_wall_ns:
         raise _refused("the bearer token has expired")
-    if row.access == METRICS and not metrics_only:
-        raise _refused("this bearer token reads metrics only")
-    return row.name
+    if row.access != METRICS and row.access not in BY_WORD:
+        raise _refused(f"this server knows no role {row.access!r}")
+    return Caller(row.name, BY_WORD.get(row.access))
 
 
 def note(session: Session, clock: Clock, request: Request, action: str, target: str, *, detail: str = "") -> None:
@@ -68,5 +91,7 @@ def note(session: Session, clock: Clock, request: Request, action: str, target: 
 
 def _refused(message: str) -> AuthenticationError:
     return AuthenticationError(
-        message, remedy="send the administrator token: Authorization: Bearer (administrator.token of the server)"
+        message,
+        remedy="sign in (failback login), or send the administrator token: Authorization: Bearer (administrator.token "
+        "of the server)",
     )
