@@ -39,6 +39,8 @@ class World:
     extra_toml: str = ""
     control_toml: str = ""
     """Further lines of [configuration_server]."""
+    prefix: tuple[str, ...] = ()
+    """A command that starts the agent, such as one that takes capabilities from it."""
     machine_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     server_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     devices: list[str] = field(default_factory=list)
@@ -103,7 +105,7 @@ class World:
         )
         with (self.directory / "agent.log").open("ab") as log:
             self.agent = subprocess.Popen(
-                [sys.executable, "-m", "failback", "serve", "mobility", "--config", str(config)],
+                [*self.prefix, sys.executable, "-m", "failback", "serve", "mobility", "--config", str(config)],
                 stdout=log, stderr=log, env=environment, start_new_session=True,
             )  # fmt: skip
 

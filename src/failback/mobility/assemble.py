@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from failback.errors import StorageError
-from failback.mobility.capture.session import CaptureSession
+from failback.mobility.capture.source import Source
 from failback.mobility.capture.values import Collected, Counters, Differing, Reread
 from failback.mobility.outstanding import generation_of
 from failback.runtime import faults, logs
@@ -81,7 +81,7 @@ class _Content:
         self.payload_bytes += reread.payload_bytes
 
 
-def assemble(session: CaptureSession, wanted: Wanted) -> Assembled:
+def assemble(session: Source, wanted: Wanted) -> Assembled:
     """Collect one batch. Blocks for disk reads and a grace wait of at most 2 s. Raises StorageError when a record in the ring is
     never finished."""
     first = session.cursor()
@@ -117,13 +117,13 @@ def assemble(session: CaptureSession, wanted: Wanted) -> Assembled:
     )  # fmt: skip
 
 
-def skip(session: CaptureSession, position: int) -> None:
+def skip(session: Source, position: int) -> None:
     """What lies before ``position`` is spooled already, by an agent that died before it released it (D11)."""
     _take(session, _Content(), position)
     session.release(position)
 
 
-def _reread(session: CaptureSession, wanted: Wanted) -> tuple[Reread | None, str]:
+def _reread(session: Source, wanted: Wanted) -> tuple[Reread | None, str]:
     reread = session.reread_differing(wanted.differing) if wanted.differing else session.reread(wanted.reread_blocks)
     if reread is None:
         return None, ""
@@ -136,7 +136,7 @@ def _reread(session: CaptureSession, wanted: Wanted) -> tuple[Reread | None, str
     return reread, ""
 
 
-def _take(session: CaptureSession, content: _Content, up_to: int) -> None:
+def _take(session: Source, content: _Content, up_to: int) -> None:
     """Everything to ``up_to``, waiting for records that another processor is still filling."""
     deadline = time.monotonic() + BUSY_SECONDS
     while session.cursor() < up_to:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from failback.errors import ConflictError, NotSupportedError
-from failback.mobility.capture.session import CaptureSession
+from failback.mobility.capture.source import Source
 from failback.mobility.capture.values import Differing, Reread
 from failback.mobility.hashing import BlockHasher, Hashed
 from failback.mobility.memory import MemoryFile
@@ -38,7 +38,7 @@ class Comparing:
     """``current`` is the open pass, None when there is none. ``settled``: no write from before the pass is in flight any more,
     so that hashing may begin."""
 
-    def __init__(self, session: CaptureSession, memory: MemoryFile, assignment: MobilityAssignment,
+    def __init__(self, session: Source, memory: MemoryFile, assignment: MobilityAssignment,
                  devices: Mapping[int, str], *, call: Call, wake: Callable[[], None]) -> None:  # fmt: skip
         self.current: SyncPass | None = None
         self.settled = False
@@ -158,7 +158,13 @@ class Comparing:
             self.current.landed(sequence, time.monotonic())
             self._hash_wake.set()
 
-    def finish(self) -> None:
+    def again(self) -> None:
+        """Compare every disk (anew): nothing else tells what was written (``periodic``)."""
+        self.current = SyncPass(self._assignment.pass_id, [(disk, SyncMode.COMPARE) for disk in self._assignment.disks])
+        self.settled = True
+        self._hash_wake.set()
+
+    def finish(self, *, consistent: bool = True) -> None:
         assert self.current is not None
         if self.current.background:
             self.end_scrub("finished")
@@ -168,7 +174,8 @@ class Comparing:
         self._session.forget_buffers()
         pass_id = self._assignment.pass_id
         self._memory.update(pass_done=bool(pass_id), compare_all=False, compared_blocks={})
-        log.info("pass is over: the replica is consistent", pass_id=pass_id)
+        log.info("pass is over: the replica is consistent" if consistent else "comparison is over: the machine wrote meanwhile",
+                 pass_id=pass_id)  # fmt: skip
 
     async def take_reply(self, reply: DigestReply) -> Chunk | None:
         """Take up what differs. Returns the chunk that is answered; None for an answer that nobody waits for."""

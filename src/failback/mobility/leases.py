@@ -74,7 +74,7 @@ class Leases:
             plan = await asyncio.to_thread(plan_for, running.devices)
             await self._before("app-consistent", then="app-consistent")
             try:
-                await _until_quiet(running.stream, deadline)
+                await _until_quiet(running.stream, deadline, arguments.limit_seconds)
                 hold = await freeze(plan, arguments.limit_seconds)
                 faults.point("mobility.frozen")
                 try:
@@ -101,7 +101,7 @@ class Leases:
             deadline = time.monotonic() + arguments.lease_seconds
             await self._before("failback", then="failback-cancelled")
             try:
-                await _until_quiet(running.stream, deadline)
+                await _until_quiet(running.stream, deadline, arguments.lease_seconds)
                 await asyncio.to_thread(sync_other, plan.not_freezable)
                 hold = await freeze(plan, max(1.0, deadline - time.monotonic()))
                 self._beginning = hold
@@ -201,12 +201,12 @@ class Leases:
         return encoded
 
 
-async def _until_quiet(stream: Stream, deadline: float) -> None:
+async def _until_quiet(stream: Stream, deadline: float, limit_seconds: float) -> None:
     """Wait for the stream to have no gap, before the machine is held still for it."""
-    while stream.gap or not stream.linked:
+    while reason := stream.waits_for(limit_seconds):
         if time.monotonic() > deadline:
             raise FreezeError(
-                f"no consistent mark is possible now: {stream.gap or 'the process server is not connected'}",
+                f"no consistent mark is possible now: {reason}",
                 possible_causes="a comparison is running, the ring overflowed, or the link is down",
                 remedy="wait until the item is protected without a gap",
                 retryable=True,

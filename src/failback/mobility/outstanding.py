@@ -39,6 +39,9 @@ class Sent:
     forgotten: bool = False
     reread: Reread | None = None
     consistent: bool = False
+    wall_ns: int = 0
+    ends_pass: bool = False
+    """All that a pass found is in the items up to this one (always so of a consistent item under a pass that has read)."""
 
 
 @dataclass(frozen=True, slots=True)

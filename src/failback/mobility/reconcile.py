@@ -18,13 +18,16 @@ from typing import Any
 from failback.errors import ConflictError, FailbackError, NotSupportedError
 from failback.mobility import facts
 from failback.mobility.capture import pins
+from failback.mobility.capture.comparison import ComparisonSession
 from failback.mobility.capture.session import CaptureSession
+from failback.mobility.capture.source import Source
 from failback.mobility.capture.values import CaptureDisk, SelfTest
 from failback.mobility.config import MobilityConfig
 from failback.mobility.group import GroupMember
 from failback.mobility.hold import release_left_over
 from failback.mobility.leases import Leases, Running
 from failback.mobility.memory import MemoryFile
+from failback.mobility.periodic import Periodic
 from failback.mobility.scrubs import Scrubs
 from failback.mobility.selftest import self_test_without_capture
 from failback.mobility.stream import Stream
@@ -69,7 +72,7 @@ class Reconciler:
         self._news = asyncio.Event()
         self._stream: Stream | None = None
         self._earlier: Stream | None = None
-        self._session: CaptureSession | None = None
+        self._session: Source | None = None
         self._devices: dict[int, str] = {}
         self._disks: tuple[DiskFacts, ...] = ()
         self._firmware = facts.firmware()
@@ -126,7 +129,7 @@ class Reconciler:
             landed_ring=stream.landed_ring, backlog_bytes=stream.backlog_bytes, bytes_changed=stream.bytes_changed,
             bytes_sent=stream.bytes_sent, lag=stream.figures(), gap=stream.gap, freeze=basic.freeze,
             linked=stream.linked, firmware=self._firmware, problem=self._problem(stream), scrub=stream.scrub_status(),
-            bandwidth=self._pacer.figures(), figures=stream.stream_figures(),
+            comparison=stream.comparison, bandwidth=self._pacer.figures(), figures=stream.stream_figures(),
         )  # fmt: skip
 
     def _problem(self, stream: Stream) -> str:
@@ -257,9 +260,14 @@ class Reconciler:
                 )
             capture_disks.append(CaptureDisk(disk.index, found.device, disk.size_bytes))
         self._devices = {disk.index: disk.device for disk in capture_disks}
-        session = await self._call(self._open_session, capture_disks)
+        every_seconds = wanted.comparison_seconds
+        session = await self._call(self._open_comparison if every_seconds else self._open_session, capture_disks)
         self._session = session
-        if not session.reattached:
+        if every_seconds:
+            tested = await self._call(session.self_test, None)
+            if not tested.passed:
+                raise NotSupportedError(tested.detail, code="DiskNotCounted", remedy="exclude the disk")
+        elif not session.reattached:
             result = await self._call(session.self_test, None)
             self._note_self_test(result)
             if not result.passed:
@@ -268,11 +276,11 @@ class Reconciler:
                     f"the capture's self-test failed: {result.detail}",
                     remedy="report kernel version and this sentence; nothing is captured",
                 )
-        self._state.capture = "capturing"
+        self._state.capture = "comparing" if every_seconds else "capturing"
         self._stream = Stream(
             session, self._thread, wanted, devices=self._devices, identity=self._identity, memory=self._memory,
             compression=self._config.compression, window_bytes=self._config.unacknowledged_megabytes << 20,
-            changed=self._changed, pace=self._pacer.pace,
+            changed=self._changed, pace=self._pacer.pace, periodic=Periodic(session, every_seconds) if every_seconds else None,
         )  # fmt: skip
         if self._earlier is not None:
             self._stream.carry_on(self._earlier)
@@ -288,6 +296,13 @@ class Reconciler:
         log.info("capture is open", reattached=session.reattached, disks=",".join(disk.device for disk in disks),
                  milliseconds=round((time.monotonic() - began) * 1000, 1))  # fmt: skip
         return session
+
+    def _open_comparison(self, disks: list[CaptureDisk]) -> ComparisonSession:
+        """Without capture, as assigned. A capture that was begun before ends: it would only fill its ring."""
+        if self._config.pin_directory.is_dir():
+            pins.remove(self._config.pin_directory)
+        log.warning("replicated by periodic comparison: nothing is captured", disks=",".join(d.device for d in disks))
+        return ComparisonSession.open(disks)
 
     async def _call(self, work: Callable[..., Any], *arguments: object) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)

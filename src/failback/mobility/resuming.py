@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from failback.mobility import assemble, passes
-from failback.mobility.capture.session import CaptureSession
+from failback.mobility.capture.source import Source
 from failback.mobility.capture.values import Counters
 from failback.mobility.memory import MemoryFile
 from failback.mobility.outstanding import Outstanding, generation_of, spool_lost
@@ -40,7 +40,7 @@ class Resumed:
     produced: int
 
 
-def is_handed_over(session: CaptureSession, memory: MemoryFile, assignment: MobilityAssignment) -> bool:
+def is_handed_over(session: Source, memory: MemoryFile, assignment: MobilityAssignment) -> bool:
     """Whether what was known of the disks in an earlier ring is known in this one: of all disks that no pass reads anyway."""
     if not session.predecessor_ring or memory.value.ring_id != session.predecessor_ring:
         return False
@@ -52,7 +52,7 @@ def is_handed_over(session: CaptureSession, memory: MemoryFile, assignment: Mobi
     )
 
 
-async def resume(session: CaptureSession, memory: MemoryFile, assignment: MobilityAssignment, welcome: Welcome,
+async def resume(session: Source, memory: MemoryFile, assignment: MobilityAssignment, welcome: Welcome,
                  call: Call) -> Resumed:  # fmt: skip
     """Raises ``ItemsMissing`` when the process server stands before what it had acknowledged."""
     moved = is_handed_over(session, memory, assignment)
@@ -101,7 +101,7 @@ async def resume(session: CaptureSession, memory: MemoryFile, assignment: Mobili
     )  # fmt: skip
 
 
-def decide_pass(session: CaptureSession, memory: MemoryFile, assignment: MobilityAssignment,
+def decide_pass(session: Source, memory: MemoryFile, assignment: MobilityAssignment,
                 resumed: Resumed) -> tuple[passes.Decided, dict[int, int]]:  # fmt: skip
     """The assignment's pass unless it is done; a comparison of everything where nothing can be known (D11). Also the block of
     each disk below which everything is answered already. Remembers what must not be forgotten."""

@@ -50,7 +50,7 @@ class Scrubs:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             stream = self._running()
-            if stream is not None and not stream.comparing:
+            if stream is not None and not stream.comparing and stream.comparison is None:
                 self._look(stream)
 
     def _look(self, stream: Stream) -> None:

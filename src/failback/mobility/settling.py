@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from failback.mobility.capture.session import CaptureSession
+from failback.mobility.capture.source import Source
 from failback.mobility.outstanding import Landed, Spooled, generation_of
 from failback.runtime import faults
 
 
-def settle(session: CaptureSession, spooled: Spooled | None, landed: Landed | None) -> None:
+def settle(session: Source, spooled: Spooled | None, landed: Landed | None) -> None:
     """Carry out what :class:`failback.mobility.outstanding.Outstanding` decided. Runs in the capture's thread; idempotent."""
     if spooled is not None:
         faults.point("mobility.before_release")

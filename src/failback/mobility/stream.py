@@ -19,9 +19,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from failback.errors import ConflictError, FailbackError, FreezeError
+from failback.errors import ConflictError, FailbackError, FreezeError, NotSupportedError
 from failback.mobility import assemble, gaps
-from failback.mobility.capture.session import CaptureSession
+from failback.mobility.capture.source import Source
 from failback.mobility.capture.values import Differing
 from failback.mobility.comparing import Comparing
 from failback.mobility.config import Compression
@@ -38,12 +38,13 @@ from failback.mobility.outstanding import (
 )
 from failback.mobility.packing import Packing, Parts
 from failback.mobility.passes import has_pieces
+from failback.mobility.periodic import Periodic
 from failback.mobility.resuming import decide_pass, resume
 from failback.mobility.scrubbing import ScrubPass
 from failback.mobility.settling import settle
 from failback.mobility.traffic import Traffic
 from failback.mobility.upstream import Upstream
-from failback.model.components import LagFigures, MobilityAssignment, ScrubStatus, SyncProgress
+from failback.model.components import ComparisonStatus, LagFigures, MobilityAssignment, ScrubStatus, SyncProgress
 from failback.model.ids import NO_GROUP, GroupId, MarkId
 from failback.model.stream import Codec, GapCause, MarkKind
 from failback.model.traffic import StreamFigures
@@ -71,9 +72,10 @@ CLOSING_SECONDS = 0.02
 class Stream:
     """See the module. ``run`` until cancelled; raises what makes going on impossible."""
 
-    def __init__(self, session: CaptureSession, thread: ThreadPoolExecutor, assignment: MobilityAssignment, *,
+    def __init__(self, session: Source, thread: ThreadPoolExecutor, assignment: MobilityAssignment, *,
                  devices: dict[int, str], identity: Identity, memory: MemoryFile, compression: Compression,
-                 window_bytes: int, changed: Callable[[], None], pace: Pace | None = None) -> None:  # fmt: skip
+                 window_bytes: int, changed: Callable[[], None], pace: Pace | None = None,
+                 periodic: Periodic | None = None) -> None:  # fmt: skip
         self.assignment = assignment
         self.lag = LagHistogram()
         self.traffic = Traffic()
@@ -82,6 +84,7 @@ class Stream:
         stored = memory.value
         self.pass_done = stored.pass_done and (stored.epoch, stored.pass_id) == (assignment.epoch, assignment.pass_id)
         self._session = session
+        self._periodic = periodic
         self._thread = thread
         self._memory = memory
         self._window_bytes = window_bytes
@@ -129,6 +132,8 @@ class Stream:
 
     def scrub(self, scrub_id: str, bytes_per_second: float) -> None:
         """Compare the disks with the replica in the background. Raises ConflictError, NotSupportedError."""
+        if self._periodic is not None:
+            raise NotSupportedError("this machine is replicated by periodic comparison: every comparison is a scrub")
         if not self._begun:
             raise ConflictError("the stream is being opened", code="NotCapturing", retryable=True)
         self._comparing.scrub(ScrubPass(scrub_id, self.assignment.disks, bytes_per_second, time.time_ns()))
@@ -198,9 +203,13 @@ class Stream:
 
         ``check`` is called before each try and raises when waiting has become pointless (limit, lost freeze).
         """
+        if self._periodic is not None:
+            await self._call(self._periodic.ask)
         while True:
             self._check(check)
             if self._gap is not GapCause.NONE or self.comparing or self._dirty:
+                if self._periodic is not None and not self.comparing:
+                    await self._call(self._periodic.ask)
                 await asyncio.sleep(POLL_SECONDS)
                 continue
             placed: asyncio.Future[Placed] = asyncio.get_running_loop().create_future()
@@ -221,9 +230,22 @@ class Stream:
         """Why a mark put now would become no point; empty when it would."""
         if self._ended or not self._begun or not self.linked:
             return "the process server is not connected"
+        if self._periodic is not None:
+            return "it is replicated by periodic comparison: a common mark would hold all members still for its whole length"
         if self.comparing:
             return "its disks are being compared"
         return f"a gap is open ({self.gap})" if self.gap else "blocks are being read again" if self._dirty else ""
+
+    def waits_for(self, limit_seconds: float) -> str:
+        """Why the machine is not to be held still for a mark yet; empty when it may be. Raises NotSupportedError when a mark
+        would take longer than ``limit_seconds``."""
+        if not self.linked:
+            return "the process server is not connected"
+        return self._periodic.waits_for(limit_seconds) if self._periodic is not None else self.gap
+
+    @property
+    def comparison(self) -> ComparisonStatus | None:
+        return self._periodic.status() if self._periodic is not None else None
 
     async def rest(self, limit_seconds: float) -> None:
         """Collect nothing until :meth:`go_on`: then a mark is put at once. Raises FreezeError when that takes too long."""
@@ -290,6 +312,9 @@ class Stream:
         while True:
             self._wake.clear()
             await self._take_news()
+            if self._periodic is not None and self._periodic.is_due(time.monotonic(), comparing=self.comparing):
+                await self._call(self._periodic.begin)
+                self._comparing.again()
             if await self._make_item():
                 continue
             try:
@@ -306,6 +331,8 @@ class Stream:
         decided, begin_at = decide_pass(self._session, self._memory, self.assignment, resumed)
         self.pass_done = decided.done
         self._comparing.greeted(welcome)
+        if self._periodic is not None:
+            await self._call(self._periodic.begin)
         if decided.start:
             await self._comparing.start(decided.modes, begin_at)
             self._dirty = await self._call(self._session.dirty_blocks)
@@ -358,8 +385,12 @@ class Stream:
             if item.consistent:
                 self._memory.update(others_spooled=False)
             current = self._comparing.current
-            if item.consistent and current is not None and current.read:
-                self._comparing.finish()
+            if item.consistent and self._periodic is not None:
+                self._periodic.consistent(item.wall_ns)
+            if item.ends_pass and current is not None and current.read:
+                self._comparing.finish(consistent=item.consistent)
+                if self._periodic is not None:
+                    self._periodic.ended(consistent=item.consistent)
                 self.pass_done = self.pass_done or (bool(self.assignment.pass_id) and not current.background)
                 self._changed()
         self._comparing.landed(self._outstanding.landed_sequence)
@@ -417,6 +448,8 @@ class Stream:
             and not self._dirty
             and (not self.comparing or current is None or current.read)
         )
+        if closing and current is None and self._periodic is not None and self._periodic.written:
+            closing = False  # only the next comparison closes it
         if closing and current is not None and elapsed >= CLOSING_SECONDS:
             return True
         if elapsed < interval_seconds(self.assignment.batch_milliseconds, self._outstanding.unlanded_items):
@@ -438,6 +471,8 @@ class Stream:
         await self._note_counters(content)
         current = self._comparing.current
         pass_open = self._session.outgrown or (current is not None and current.holds_back(content.dirty_blocks))
+        if self._periodic is not None and not content.as_of_ns:
+            pass_open = True  # written since, or not proved: no state that the disks had
         gap = self._gaps.decide(content.counters, dirty_blocks=content.dirty_blocks, pass_open=pass_open,
                                 end_position=content.end_position)  # fmt: skip
         self._comparing.batch(content.extents, () if content.refused else differing, gap is not GapCause.NONE)
@@ -479,11 +514,13 @@ class Stream:
             mark_id=mark.mark_id if mark is not None and marked else MarkId(""), codec=Codec.RAW,
             payload_raw_bytes=content.payload_bytes, extents=content.extents, payload=b"",
         )  # fmt: skip
+        consistent = gap is GapCause.NONE and (current is None or current.background or current.read)
+        compared = self._periodic is not None and current is not None and not current.holds_back(content.dirty_blocks)
         item = Sent(
             sequence=sequence, end_position=content.end_position, wire_bytes=content.payload_bytes + len(content.extents),
             captured_bytes=content.captured_bytes, oldest_ktime_ns=content.oldest_ktime_ns,
             newest_ktime_ns=content.newest_ktime_ns, extents=content.extents, reread=content.reread,
-            consistent=gap is GapCause.NONE and (current is None or current.background or current.read),
+            consistent=consistent, ends_pass=consistent or compared, wall_ns=batch.wall_ns,
         )  # fmt: skip
         self._outstanding.add(item)
         if (gap is GapCause.NONE) != (self._gap is GapCause.NONE):

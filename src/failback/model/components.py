@@ -120,6 +120,8 @@ class MobilityAssignment:
     batch_milliseconds: int = 250
     batch_bytes: int = 8 << 20
     bandwidth: BandwidthLimit = NO_LIMIT
+    comparison_seconds: int = 0
+    """Above 0: compare the disks so often, and do not capture (a machine whose kernel cannot be captured)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +202,21 @@ class ScrubStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ComparisonStatus:
+    """Of a machine that is replicated by periodic comparison. ``smeared``: comparisons since the last consistent place during
+    which the machine wrote, so that no recovery point came of them."""
+
+    every_seconds: int
+    running: bool = False
+    seconds: float = 0.0
+    """How long the last one took; 0 while the first one runs."""
+    finished_wall_ns: int = 0
+    consistent_wall_ns: int = 0
+    """The newest moment that the replica held exactly, in this life of the agent; 0: none yet."""
+    smeared: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class LagFigures:
     """Submit-to-landed lag of bytes, milliseconds, on the agent's own monotonic clock; since the epoch began."""
 
@@ -212,7 +229,7 @@ class LagFigures:
 @dataclass(frozen=True, slots=True)
 class MobilityStatus:
     capture: str = "idle"
-    """idle | starting | capturing | failed"""
+    """idle | starting | capturing | comparing | failed; comparing: by periodic comparison, without capture"""
     capture_reason: str = ""
     self_test: str = "not-run"
     """not-run | passed | failed"""
@@ -235,6 +252,8 @@ class MobilityStatus:
     figures: StreamFigures | None = None
     lag: LagFigures | None = None
     gap: str = ""
+    comparison: ComparisonStatus | None = None
+    """Only of a machine that is replicated by periodic comparison."""
     freeze: str = ""
     """Empty, or ``frozen`` while a lease is held."""
     scrub: ScrubStatus | None = None
