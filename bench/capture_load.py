@@ -9,18 +9,19 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.chain import Chain
-from bench.ground import Ground, forget, process
+from bench.ground import PAIRS, Ground, forget, process, random_filled, same
 from failback.mobility.capture import libbpf
 from failback.mobility.capture.pins import Control
 from failback.model.components import SyncMode
 from failback.model.policy import ReplicationPolicy
 
+T = TypeVar("T")
 COUNTERS = ("bytes_written", "bytes_dropped", "drops", "skipped", "overlaps", "write_errors", "untracked", "bios")
 
 
@@ -131,6 +132,49 @@ class Watch:
         if last > 2 * first + 16:
             found.append(f"the backlog grew from {first} MB to {last} MB")
         return found
+
+
+@dataclass
+class Pairs:
+    """What the alternating pairs of a bench gave: the ``Result``'s runs, contents and complaints."""
+
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    equal: bool = True
+    complaints: list[str] = field(default_factory=list)
+
+
+def bare_and_captured(
+    size_bytes: int, load: Callable[[str], T], compare: Callable[[T, T], dict[str, Any]],
+    peer: Callable[[Ground, Path, int], tuple[dict[str, Any], bool]] | None = None,
+) -> Pairs:  # fmt: skip
+    """Pair by pair: ``load`` on the bare device, then with the chain running, then the ``peer`` on the same image. The servers,
+    which stand for other machines, give way to the load as the mobility service does.
+
+    ``compare`` makes the pair's figures of the two; a peer gets the image and the pair's number, and says its own figures and
+    whether its copy is equal.
+    """
+    found = Pairs()
+    with Ground() as ground:
+        image = ground.on_disk / "source.image"
+        random_filled(image, size_bytes)
+        device = ground.loop(image)
+        load(device)  # the image's extents settle
+        for number in range(PAIRS):
+            bare = load(device)
+            with protected(ground, device, image, size_bytes, f"pair-{number}", server_niceness=10) as chain:
+                with Watch(chain) as watch:
+                    captured = load(device)
+                watch.settle()
+                found.equal &= same(device, chain.replica_path, size_bytes)
+                figures = compare(bare, captured) | watch.figures() | {"lag": chain.agent.get("lag")}
+                found.complaints += [text for text in watch.complaints() if text not in found.complaints]
+            if peer is not None:
+                theirs, equal = peer(ground, image, number)
+                figures |= theirs
+                found.equal &= equal
+            found.runs.append(figures)
+            print(figures, flush=True)
+    return found
 
 
 class QemuDisk:

@@ -3,8 +3,11 @@ the peer's (``blockdev-mirror``, background mode) on the same image served by qe
 
 from __future__ import annotations
 
-from bench.capture_load import QemuDisk, Watch, protected
-from bench.ground import GIBIBYTE, PAIRS, SMALL, Ground, fio, forget, machine_facts, random_filled, run, same, sparse
+from pathlib import Path
+from typing import Any
+
+from bench.capture_load import QemuDisk, bare_and_captured
+from bench.ground import GIBIBYTE, SMALL, Ground, fio, forget, machine_facts, run, same, sparse
 from bench.results import Bound, Result
 
 SIZE = (1 if SMALL else 4) * GIBIBYTE
@@ -20,48 +23,39 @@ def on_qemu(disk: QemuDisk) -> float:
     return float(fio("load", uri=disk.uri, ioengine="nbd", **LOAD)["write"]["iops"])
 
 
+def kept(bare: float, captured: float) -> dict[str, Any]:
+    return {"kept": round(captured / bare, 3), "bare_iops": round(bare), "iops": round(captured)}
+
+
+def mirrored(ground: Ground, image: Path, number: int) -> tuple[dict[str, Any], bool]:
+    """The same load on the peer, without and with its mirror."""
+    disk, copy = QemuDisk(ground.on_disk / f"qemu-{number}", image), ground.in_memory / "copy.img"
+    with disk.serving(None, SIZE):
+        bare = on_qemu(disk)
+    sparse(copy, SIZE)
+    with disk.serving(copy, SIZE):
+        iops = on_qemu(disk)
+        left = disk.backlog()
+        disk.finish()
+    forget(image)
+    equal = same(image, copy, SIZE)
+    copy.unlink()
+    return {
+        "peer_kept": round(iops / bare, 3), "peer_bare_iops": round(bare), "peer_iops": round(iops),
+        "peer_left_megabytes": round(left / 1e6, 1),
+    }, equal  # fmt: skip
+
+
 def bench() -> Result:
     machine = machine_facts()
-    runs, equal, complaints = [], True, []
-    with Ground() as ground:
-        image = ground.on_disk / "source.image"
-        random_filled(image, SIZE)
-        device = ground.loop(image)
-        on_device(device)  # the image's extents settle
-        for number in range(PAIRS):
-            bare = on_device(device)
-            with protected(ground, device, image, SIZE, f"pair-{number}") as chain:
-                with Watch(chain) as watch:
-                    iops = on_device(device)
-                watch.settle()
-                equal &= same(device, chain.replica_path, SIZE)
-                figures, found = watch.figures(), watch.complaints()
-            complaints += [text for text in found if text not in complaints]
-            disk, copy = QemuDisk(ground.on_disk / f"qemu-{number}", image), ground.in_memory / "copy.img"
-            with disk.serving(None, SIZE):
-                peer_bare = on_qemu(disk)
-            sparse(copy, SIZE)
-            with disk.serving(copy, SIZE):
-                peer = on_qemu(disk)
-                left = disk.backlog()
-                disk.finish()
-            forget(image)
-            equal &= same(image, copy, SIZE)
-            copy.unlink()
-            kept, peer_kept = iops / bare, peer / peer_bare
-            runs.append(
-                {
-                    "kept": round(kept, 3), "kept_to_peer": round(kept / peer_kept, 3), "peer_kept": round(peer_kept, 3),
-                    "bare_iops": round(bare), "iops": round(iops), "peer_bare_iops": round(peer_bare), "peer_iops": round(peer),
-                    "peer_left_megabytes": round(left / 1e6, 1), **figures,
-                }
-            )  # fmt: skip
-            print(runs[-1], flush=True)
+    pairs = bare_and_captured(SIZE, on_device, kept, mirrored)
+    for each in pairs.runs:
+        each["kept_to_peer"] = round(each["kept"] / each["peer_kept"], 3)
     return Result(
-        "capture_overhead", (Bound("kept", 0.85, False), Bound("kept_to_peer", 1.0, False)), runs, equal,
+        "capture_overhead", (Bound("kept", 0.85, False), Bound("kept_to_peer", 1.0, False)), pairs.runs, pairs.equal,
         "processors that the chain does not share with the load: all roles and both networks run on these cores. The peer's bare "
         "rate is that of the NBD server, lower than the loop's, so the same absolute cost is a smaller share there; it copies "
         "blocks without order and makes no point in time.",
         machine, {"size_bytes": SIZE, "seconds": SECONDS, "peer": run("qemu-storage-daemon", "--version").splitlines()[0]},
-        tuple(complaints),
+        tuple(pairs.complaints),
     )  # fmt: skip

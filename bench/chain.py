@@ -100,6 +100,8 @@ class Chain:
     heartbeat_seconds: float = 0.25
     megabits: int = 0
     """Rate of the link from the machine to its process server; 0: no limit."""
+    server_niceness: int = 0
+    """Of process server and master target."""
     roles: tuple[Role, ...] = COMPONENT_ROLES
     """Those that are started."""
     processes: dict[Role, subprocess.Popen[bytes]] = field(default_factory=dict)
@@ -143,8 +145,9 @@ class Chain:
             Role.MOBILITY: f'disks = ["{self.device}"]\nring_megabytes = {self.ring_megabytes}\npin_directory = "{self.pins}"\n'
             f'runtime_directory = "{self.working}/run"\n',
             Role.PROCESS_SERVER: f'spool_directory = "{self.spool}"\nlisten_host = "127.0.0.1"\n'
-            f"listen_port = {self.ports[Role.PROCESS_SERVER]}\n",
-            Role.MASTER_TARGET: f'listen_host = "127.0.0.1"\nlisten_port = {self.ports[Role.MASTER_TARGET]}\n',
+            f"listen_port = {self.ports[Role.PROCESS_SERVER]}\nniceness = {self.server_niceness}\n",
+            Role.MASTER_TARGET: f'listen_host = "127.0.0.1"\nlisten_port = {self.ports[Role.MASTER_TARGET]}\n'
+            f"niceness = {self.server_niceness}\n",
         }
         places = (
             f'[[retention_volumes]]\nname = "retention"\npath = "{self.journal}"\n'

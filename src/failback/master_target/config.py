@@ -36,5 +36,7 @@ class MasterTargetConfig:
     scrub_every_hours: float = 168.0
     """How often closed undo files are read and proven; 0: only when it is asked for."""
     scrub_megabytes_per_second: float = 20.0
+    niceness: int = 0
+    """Nice value (0 to 19) where the machine's other programs go first, for example guests beside it."""
     log_level: str = "INFO"
     log_json: bool = False

@@ -19,7 +19,7 @@ from failback.master_target.replicas import Replicas
 from failback.model.components import MasterTargetAssignment, MasterTargetStatus, Role
 from failback.protection import figures
 from failback.runtime import config as configuration
-from failback.runtime import logs, service
+from failback.runtime import logs, niceness, service
 from failback.transport.control import ControlLoop
 from failback.transport.exposition import Exposition
 from failback.transport.identity import Identity, enrol_if_needed
@@ -40,6 +40,7 @@ def serve(config_path: Path) -> int:
         log.error(error.message, code=error.code, remedy=error.remedy)
         return 2
     logs.configure("master-target", level=config.log_level, as_json=config.log_json)
+    niceness.set_of_all_threads(max(niceness.own(), config.niceness))
     return service.run(lambda stop: _main(config, stop))
 
 

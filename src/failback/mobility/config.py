@@ -45,6 +45,8 @@ class MobilityConfig:
     """Control groups (``/system.slice``) that a replication group's mark stops; empty: all but init's and this service's."""
     metrics_listen: str = ""
     """ADDRESS:PORT on loopback for Prometheus; empty: none, the configuration server shows the same figures."""
+    niceness: int = 10
+    """While the service keeps up it gives way to the machine's own programs (nice 0 to 19); 0: never."""
     log_level: str = "INFO"
 
 
@@ -58,6 +60,8 @@ def load(path: Path) -> MobilityConfig:
         )
     if config.unacknowledged_megabytes < 1:
         raise ConfigurationError(f"{path}: unacknowledged_megabytes: at least 1 is needed")
+    if not 0 <= config.niceness <= 19:
+        raise ConfigurationError(f"{path}: niceness: 0 to 19, not {config.niceness}")
     for key, script in (("pre_script", config.pre_script), ("post_script", config.post_script)):
         if script and not Path(script).is_absolute():
             raise ConfigurationError(f"{path}: {key}: an absolute path is needed, not {script!r}")

@@ -27,12 +27,14 @@ def bucket_of(milliseconds: float) -> int:
 class LagHistogram:
     """``landed`` once for each batch; ``figures`` at any time."""
 
-    __slots__ = ("_maximum", "_samples", "_weights")
+    __slots__ = ("_maximum", "_samples", "_weights", "last_seconds")
 
     def __init__(self) -> None:
         self._weights = [0.0] * BUCKETS
         self._samples = 0
         self._maximum = 0.0
+        self.last_seconds = 0.0
+        """Of the oldest write of the batch that landed last."""
 
     def landed(self, oldest_milliseconds: float, newest_milliseconds: float, weight: int) -> None:
         """A batch of ``weight`` bytes landed; its oldest write was submitted so many milliseconds ago."""
@@ -41,6 +43,7 @@ class LagHistogram:
         for step in range(SPREAD):
             self._weights[bucket_of(newest + (oldest - newest) * step / (SPREAD - 1))] += share
         self._samples += 1
+        self.last_seconds = oldest / 1000
         self._maximum = max(self._maximum, oldest)
 
     def percentile(self, fraction: float) -> float:

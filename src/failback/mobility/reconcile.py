@@ -23,6 +23,7 @@ from failback.mobility.capture.session import CaptureSession
 from failback.mobility.capture.source import Source
 from failback.mobility.capture.values import CaptureDisk, SelfTest
 from failback.mobility.config import MobilityConfig
+from failback.mobility.giving_way import GivingWay, Pressure
 from failback.mobility.group import GroupMember
 from failback.mobility.hold import release_left_over
 from failback.mobility.leases import Leases, Running
@@ -80,6 +81,7 @@ class Reconciler:
         self._ended: tuple[int, str] = (0, "")
         """The epoch whose stream cannot go on, and why."""
         self._leases = Leases(config, self._memory, self._running, changed)
+        self._giving_way = GivingWay(config.niceness)
         self._scrubs = Scrubs(config, self._memory, lambda: self._stream)
 
     # --- for the control loop ---------------------------------------------------------------------------------------
@@ -104,8 +106,8 @@ class Reconciler:
         return {
             orders.PROBE: probe,
             orders.SELF_TEST: self._self_test,
-            orders.APP_CONSISTENT_MARK: self._leases.app_consistent_mark,
-            orders.FREEZE_LEASE: self._leases.freeze_lease,
+            orders.APP_CONSISTENT_MARK: self._insisting(self._leases.app_consistent_mark),
+            orders.FREEZE_LEASE: self._insisting(self._leases.freeze_lease),
             orders.THAW: self._leases.thaw,
             orders.SCRUB: self._scrubs.order,
         }
@@ -148,6 +150,7 @@ class Reconciler:
         settling = asyncio.create_task(self._leases.settle(), name="post-script owed")
         scrubbing = asyncio.create_task(self._scrubs.run(), name="scrubs")
         watching = asyncio.create_task(self._watch_disks(), name="disks")
+        yielding = asyncio.create_task(self._giving_way.run(self._pressure), name="giving way")
         try:
             if self._wanted is None:
                 await self._first_self_test()
@@ -168,6 +171,7 @@ class Reconciler:
             settling.cancel()
             scrubbing.cancel()
             watching.cancel()
+            yielding.cancel()
             await self._leases.end()
             await asyncio.shield(self._close())
             self._thread.shutdown(wait=True)
@@ -323,6 +327,21 @@ class Reconciler:
         self._changed()
 
     # --- orders -----------------------------------------------------------------------------------------------------
+
+    def _insisting(self, work: OrderWork) -> OrderWork:
+        """The machine waits for the order: it begins, and what it starts goes on, with the ordinary share of the processor."""
+
+        async def insist(order: Order, progress: Callable[[int, int], None]) -> dict[str, Any]:
+            self._giving_way.insist()
+            return await work(order, progress)
+
+        return insist
+
+    def _pressure(self) -> Pressure | None:
+        stream = self._stream
+        if stream is None or stream.assignment.group_id or self._leases.occupied():
+            return None
+        return stream.pressure()
 
     def _running(self) -> Running:
         if self._stream is None:

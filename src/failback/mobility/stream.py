@@ -25,6 +25,7 @@ from failback.mobility.capture.source import Source
 from failback.mobility.capture.values import Differing
 from failback.mobility.comparing import Comparing
 from failback.mobility.config import Compression
+from failback.mobility.giving_way import Pressure
 from failback.mobility.hashing import Hashed
 from failback.mobility.lag import LagHistogram
 from failback.mobility.marks import Mark, Placed
@@ -171,6 +172,12 @@ class Stream:
             dirty_blocks=self._dirty, unspooled_bytes=outstanding.unspooled_bytes,
             unlanded_items=outstanding.unlanded_items,
         )  # fmt: skip
+
+    def pressure(self) -> Pressure | None:
+        """How far behind the stream is; None while it does more than to follow: then nothing should hold it up."""
+        if not self._begun or self._ended or self.gap or self.comparing or self._resting is not None:
+            return None
+        return Pressure(self.backlog_bytes / self._session.ring_bytes, self.lag.last_seconds)
 
     @property
     def sent_sequence(self) -> int:

@@ -26,5 +26,7 @@ class ProcessServerConfig:
     """Memory for items that arrived and have neither landed nor been spooled, over all machines."""
     metrics_listen: str = ""
     """ADDRESS:PORT on loopback for Prometheus; empty: none."""
+    niceness: int = 0
+    """Nice value (0 to 19) where the machine's other programs go first, for example guests beside it."""
     log_level: str = "INFO"
     log_json: bool = False

@@ -20,7 +20,7 @@ from failback.process_server.space import free_bytes
 from failback.protection import figures
 from failback.protocol.messages import Hello
 from failback.runtime import config as configuration
-from failback.runtime import logs, service
+from failback.runtime import logs, niceness, service
 from failback.transport.control import ControlLoop
 from failback.transport.exposition import Exposition
 from failback.transport.identity import Identity, enrol_if_needed
@@ -39,6 +39,7 @@ def serve(config_path: Path) -> int:
         log.error(error.message, code=error.code, remedy=error.remedy)
         return 2
     logs.configure("process-server", level=config.log_level, as_json=config.log_json)
+    niceness.set_of_all_threads(max(niceness.own(), config.niceness))
     return service.run(lambda stop: _main(config, stop))
 
 
