@@ -17,8 +17,9 @@ import comparing_source
 import journal_driver as driver
 
 from failback.block.device import BlockDevice
-from failback.errors import IntegrityError
+from failback.errors import IntegrityError, StaleEpochError
 from failback.journal import format as layout
+from failback.journal.damage import Witness
 from failback.journal.journal import Journal
 from failback.model.points import PointChoice, PointKind, PointSelector
 from failback.model.stream import GapCause
@@ -207,4 +208,57 @@ def test_an_old_copy_offers_no_point_that_is_not_true(tmp_path: Path) -> None:
     assert point.epoch == 2
     journal.prepare(PointChoice(PointSelector.LATEST), _nothing)
     assert _images(devices) == other
+    journal.close()
+
+
+def test_a_tail_that_was_cut_holds_points_back_over_further_starts(tmp_path: Path) -> None:
+    """What was cut may have been written to the disks; a second start, which finds nothing to cut, may not forget that."""
+    folder = tmp_path / "world"
+    _landed(folder, applied=12)
+    last = sorted((folder / "journal" / "redo").glob("*.redo"))[-1]
+    damaged = int(last.stem) + 1
+    assert damaged < COUNT
+    comparing_source.damage(folder / "journal", damaged)
+    for _ in range(3):
+        journal, devices = driver.open_world(folder, SEED)
+        journal.start(devices, _nothing)
+        comparing_source.apply_all(journal)
+        journal.publish_latest()
+        assert journal.applied.sequence == damaged - 1 and journal.unproven
+        assert max(point.sequence for point in journal.points()) < damaged - 1
+        journal.close()
+    journal, devices = driver.open_world(folder, SEED)
+    journal.start(devices, _nothing)
+    for sequence in range(damaged, COUNT + 1):  # sent again
+        assert journal.unproven
+        journal.append(driver.frame(driver.make_batch(SEED, sequence)))
+        journal.sync()
+        comparing_source.apply_all(journal)
+        journal.settle()
+    journal.publish_latest()
+    assert not journal.unproven and journal.points()[-1].sequence == COUNT and _images(devices) == _model(COUNT)
+    journal.close()
+
+
+def test_an_old_copy_that_was_refused_once_takes_no_epoch_that_is_over(tmp_path: Path) -> None:
+    """The copy already says that it is an old one; the epochs since then are known to the witness alone (D6)."""
+    folder = tmp_path / "world"
+    _landed(folder, applied=12)
+    journal, devices = driver.open_world(folder, SEED)
+    journal.distrust(Witness(journal.incarnation, 1, 99, 99, 0))
+    journal.close()
+    subprocess.run(["cp", "-a", str(folder / "journal"), str(folder / "copy")], check=True)
+    journal, devices = driver.open_world(folder, SEED)
+    journal.begin_life()
+    journal.start(devices, _nothing)
+    comparing_source.repair(journal, _model(COUNT), 4)
+    witness = journal.witness
+    journal.close()
+    subprocess.run(["rm", "-r", str(folder / "journal")], check=True)
+    (folder / "copy").rename(folder / "journal")
+    journal, devices = driver.open_world(folder, SEED)
+    assert journal.epoch == 1 and journal.distrust(witness)
+    assert journal.epoch == 4 and journal.damage is not None and journal.damage.refuses(4)
+    with pytest.raises(StaleEpochError):
+        journal.begin_epoch(3)
     journal.close()

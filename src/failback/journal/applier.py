@@ -30,6 +30,7 @@ from failback.journal.known_digests import KnownDigests
 from failback.journal.recent_redo import RedoRecord
 from failback.journal.redo import RedoLog
 from failback.journal.undo import EMPTY, Preserver, UndoDamagedError, UndoFile, UndoFolder
+from failback.journal.unproven import is_unproven
 from failback.model.ids import MachineId, PointId, new_id
 from failback.model.points import PointKind, RecoveryPoint
 from failback.model.stream import Codec, Operation
@@ -44,8 +45,6 @@ log = logs.get(__name__)
 GROUP_BYTES = 8 << 20
 FLUSH_SECONDS = 1.0
 FLUSH_BYTES = 256 << 20
-UNPROVEN_UNTIL = "unproven_until"
-"""Before this record is applied the disks may hold more than the catalogue says: the redo's tail was torn behind them."""
 
 
 @dataclass(slots=True)
@@ -72,10 +71,6 @@ class Target:
     def flush(self) -> None:
         for device in self.devices.values():
             device.flush()
-
-
-def is_unproven(catalogue: Catalogue, place: Applied) -> bool:
-    return place.ordinal < int(catalogue.get(UNPROVEN_UNTIL) or 0)
 
 
 class Applier:

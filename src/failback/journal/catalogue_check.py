@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from failback.errors import FailbackError, IntegrityError
-from failback.journal.applier import UNPROVEN_UNTIL
+from failback.journal import unproven
 from failback.journal.catalogue import Applied, Catalogue
 from failback.journal.damage import Damage
 from failback.journal.rollback import RETURNING, ROLLED, ROLLING, Destination
@@ -91,6 +91,13 @@ def _number_if_any(value: Any) -> None:
         _number(value)
 
 
+def _place_if_any(value: Any) -> None:
+    if value is not None:
+        epoch, ring = value
+        _number(epoch)
+        _number(ring)
+
+
 def _disks(value: Any) -> None:
     disks = [records.decode(disk, ReplicaDisk) for disk in value]
     if len({disk.index for disk in disks}) != len(disks) or any(disk.size_bytes < 0 for disk in disks):
@@ -147,7 +154,8 @@ _FACTS: dict[str, Callable[[Any], None]] = {
     "rollback_phase": _phase,
     "rollback_destination": _destination,
     "created": _names,
-    UNPROVEN_UNTIL: _number_if_any,
+    unproven.UNTIL: _number_if_any,
+    unproven.RING: _place_if_any,
 }
 _NEEDED = ("machine_id", "incarnation", "disks", "state", "epoch")
 

@@ -23,8 +23,8 @@ from pathlib import Path
 from failback.block.device import BlockDevice
 from failback.block.raw import storage_error, sync_directory
 from failback.errors import ConflictError, IntegrityError, NotFoundError, ProtocolError, StaleEpochError
-from failback.journal import catalogue_check, last_write, lost_return, lost_undo, merge, retention
-from failback.journal.applier import UNPROVEN_UNTIL, Applier, Target, is_unproven
+from failback.journal import catalogue_check, last_write, lost_return, lost_undo, merge, retention, unproven
+from failback.journal.applier import Applier, Target
 from failback.journal.catalogue import FORMAT, Applied, Catalogue, Interval, Mark
 from failback.journal.choosing import Lost, choose
 from failback.journal.damage import GAP, JOURNAL_REPLACED, REDO_DAMAGED, Damage, Witness, opens_a_pass
@@ -79,8 +79,7 @@ class Journal:
                                lambda: self.lost, self._undo_damaged)  # fmt: skip
         self.views = Views(viewed)
         self._damage: Damage | None = None
-        # the life before may have written everything that landed: until that is written again the disks are a mixture
-        catalogue.set(UNPROVEN_UNTIL, self.redo.synced_ordinal + self.redo.torn)
+        unproven.begin(catalogue, self.redo.synced_ordinal, self.redo.cut)
         self._open_damage()
         self._find_landed()
 
@@ -219,7 +218,7 @@ class Journal:
         abandoned, and what is not applied yet is never applied. Call it before :meth:`start`.
         """
         reason = witness.contradicts(self.witness)
-        if not reason or (self._damage is not None and self._damage.code == JOURNAL_REPLACED):
+        if not reason:
             return reason
         applied = self.catalogue.applied
         interval = self.catalogue.newest_interval() + 1
@@ -285,6 +284,8 @@ class Journal:
         with self.catalogue.transaction():
             self.catalogue.set("epoch", epoch)
             self.catalogue.forget_replies(epoch)
+            if self._damage is not None:
+                unproven.forget(self.catalogue)
         self.landed = self._appended = Position(epoch, 0, 0)
 
     def append(self, item: RawItem) -> bool:
@@ -417,7 +418,7 @@ class Journal:
     @property
     def unproven(self) -> bool:
         """The disks may hold more than was applied (of a record that is torn now): no point until the redo goes on."""
-        return is_unproven(self.catalogue, self.applied)
+        return unproven.is_unproven(self.catalogue, self.applied)
 
     @property
     def caught_up(self) -> bool:

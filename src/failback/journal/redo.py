@@ -20,6 +20,7 @@ from failback.block.raw import storage_error, sync_directory
 from failback.errors import FailbackError, IntegrityError, OutOfSpaceError
 from failback.journal import format as layout
 from failback.journal.recent_redo import RecentRedo, RedoRecord
+from failback.journal.torn_tail import Bound, bound_of_tail
 from failback.protocol.items import RawItem
 from failback.runtime import faults
 
@@ -47,8 +48,8 @@ class RedoLog:
         self._durable_bytes = 0
         self._appended_ordinal = 0
         self.synced_ordinal = 0
-        self.torn = False
-        """Opening cut a tail that was not whole: never acknowledged, or durable once and damaged since. Nothing tells which."""
+        self.cut = Bound()
+        """What opening cut because it was not whole (``torn_tail``)."""
         self._place = (0, 0, 0)  # (ordinal, its segment, offset): where the last reader stopped
         self._recent = RecentRedo()
         directory.mkdir(parents=True, exist_ok=True)
@@ -62,7 +63,6 @@ class RedoLog:
         while self._segments:
             segment = self._segments[-1]
             self.synced_ordinal = self._appended_ordinal = self._cut_tail(segment)
-            self.torn = self.torn or segment.size_bytes < segment.path.stat().st_size
             if segment.size_bytes > 0:
                 self._fd = os.open(segment.path, os.O_RDWR | os.O_CLOEXEC)
                 os.fdatasync(self._fd)  # a killed process may have written records that it did not sync
@@ -78,6 +78,7 @@ class RedoLog:
             try:
                 found = layout.parse_file_header(header, layout.REDO_FILE_MAGIC, str(segment.path))
             except IntegrityError:
+                self._note_cut(segment, 0, segment.first_ordinal - 1)
                 segment.size_bytes = 0
                 return segment.first_ordinal - 1
             if found.incarnation != self._incarnation:
@@ -89,16 +90,22 @@ class RedoLog:
                     break
                 good += layout.REDO_RECORD_BYTES + len(frame)
                 ordinal = record[0]
+        if good < segment.size_bytes:
+            self._note_cut(segment, good, ordinal)
         if good == layout.FILE_HEADER_BYTES:
             segment.size_bytes = 0
             return segment.first_ordinal - 1
         if good < segment.size_bytes:
-            self.torn = True
             with segment.path.open("rb+") as stream:
                 stream.truncate(good)
                 os.fsync(stream.fileno())
             segment.size_bytes = good
         return ordinal
+
+    def _note_cut(self, segment: _Segment, good: int, ordinal: int) -> None:
+        with segment.path.open("rb") as stream:
+            stream.seek(good)
+            self.cut = self.cut.or_later(bound_of_tail(stream.read(), ordinal))
 
     # --- appending --------------------------------------------------------------------------------------------------
 

@@ -54,7 +54,7 @@ class Intake:
             replica = self._replicas.find(machine_id)
             self._check_replica(replica, hello)
             journal = replica.journal
-            await asyncio.to_thread(journal.begin_epoch, hello.epoch)
+            await asyncio.to_thread(replica.begin_epoch, hello.epoch)
             await link.send(_welcome(journal, hello))
             self._links[machine_id] = (link, hello.epoch)
             loop = asyncio.get_running_loop()

@@ -244,6 +244,11 @@ class Replica:
 
     # --- applying ---------------------------------------------------------------------------------------------------
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Accept a higher epoch from now on, durably: not even an old copy of the journal goes back behind it (D6)."""
+        self._witness.expect_epoch(epoch)
+        self.journal.begin_epoch(epoch)
+
     def landed_more(self) -> None:
         """Something landed: apply it."""
         self._work.set()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ class WitnessFile:
         self._path = path
         self._kept: Witness | None = None
         self._kept_at = 0.0
+        self._lock = threading.Lock()
 
     def read(self) -> Witness | None:
         """None when there is none, or none that can be read (then the journal is taken as it is)."""
@@ -44,12 +46,23 @@ class WitnessFile:
 
     def keep(self, witness: Witness, *, now: bool = False) -> None:
         """Store it durably when it is news that cannot wait, or some seconds passed. Raises StorageError."""
-        kept = self._kept
-        if witness == kept:
-            return
-        waiting = kept is not None and replace(kept, ordinal=witness.ordinal) == witness
-        if waiting and not now and time.monotonic() - self._kept_at < _EVERY_SECONDS:
-            return
+        with self._lock:
+            kept = self._kept
+            if kept is not None and kept.incarnation == witness.incarnation:
+                witness = replace(witness, epoch=max(kept.epoch, witness.epoch))
+            if witness == kept:
+                return
+            waiting = kept is not None and replace(kept, ordinal=witness.ordinal) == witness
+            if not waiting or now or time.monotonic() - self._kept_at >= _EVERY_SECONDS:
+                self._store(witness)
+
+    def expect_epoch(self, epoch: int) -> None:
+        """Before the journal takes a higher epoch: an old copy of it takes none below (D6). Raises StorageError."""
+        with self._lock:
+            if self._kept is not None and self._kept.epoch < epoch:
+                self._store(replace(self._kept, epoch=epoch))
+
+    def _store(self, witness: Witness) -> None:
         partial = self._path.with_name(f"{self._path.name}.partial")
         try:
             with partial.open("w", encoding="utf-8") as stream:

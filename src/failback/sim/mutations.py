@@ -17,9 +17,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from failback.journal import applier, redo, undo
+from failback.journal import applier, redo, undo, unproven
 from failback.journal.journal import Journal
+from failback.journal.torn_tail import Bound
 from failback.master_target import intake
+from failback.master_target.witness import WitnessFile
 from failback.mobility import gaps, settling, stream
 from failback.mobility.capture import block_maps, rereading
 from failback.mobility.capture.session import CaptureSession
@@ -123,12 +125,30 @@ def _unlanded_forgotten() -> Sequence[Replacement]:
     return [(stream, "settle", settled)]
 
 
+def _unproven_until_next_start() -> Sequence[Replacement]:
+    """What was cut counts until the next start only, as if it had been one record that nobody had remade."""
+
+    def begun(catalogue: Any, synced_ordinal: int, cut: Bound) -> None:
+        unproven._keep(catalogue, Bound(synced_ordinal + (cut.ordinal > 0)))
+
+    return [(unproven, "begin", begun)]
+
+
+def _witness_without_epochs() -> Sequence[Replacement]:
+    return [
+        (WitnessFile, "expect_epoch", lambda self, epoch: None),
+        (WitnessFile, "keep", lambda self, witness, *, now=False: None),
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class Mutation:
     breaks: str
     replacements: Callable[[], Sequence[Replacement]]
     worlds: int = 300
     """It has to be caught within so many worlds."""
+    first: int = 1
+    """From this one on: what takes several faults in a row is looked for where it was seen."""
 
 
 def _without(owner: Any, *names: str) -> Callable[[], Sequence[Replacement]]:
@@ -156,6 +176,9 @@ MUTATIONS: dict[str, Mutation] = {
         lambda: [(gaps.GapRule, "decide", lambda self, *_, **__: GapCause.NONE)]),
     "disks-not-flushed": Mutation("the applied place is declared without a flush of the disks",
         lambda: [(applier.Target, "flush", lambda self: None)]),
+    "torn-tail-forgotten": Mutation("a cut tail of the redo holds points back only until the next start (D13)",
+        _unproven_until_next_start, 25, 2_309_700_990),
+    "copies-trusted": Mutation("the master target remembers nothing of its journals beside them (D7)", _witness_without_epochs),
 }  # fmt: skip
 
 
@@ -169,10 +192,11 @@ def made(name: str) -> Iterator[None]:
         yield
 
 
-def noticed(name: str, first: int = 1) -> tuple[bool, str]:
+def noticed(name: str) -> tuple[bool, str]:
     """Whether a world failed that holds without the mistake, and what it said. In fresh processes: dead worlds keep memory."""
     said = ""
-    for at in range(first, first + MUTATIONS[name].worlds, CHUNK):
+    mutation = MUTATIONS[name]
+    for at in range(mutation.first, mutation.first + mutation.worlds, CHUNK):
         done = _worlds("--mutation", name, "--most-failures", "1", "--first", str(at), "--count", str(CHUNK))
         said = done.stdout + done.stderr
         failed = re.search(r"^FAILED seed (\d+)", said, re.MULTILINE)

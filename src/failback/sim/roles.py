@@ -153,8 +153,9 @@ class ProcessServer:
 class Replica:
     """``master_target.replica`` with the applying thread as a task and the disks in memory."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, witness: WitnessFile) -> None:
         self.journal = journal
+        self._witness = witness
         self.state = ATTACHED
         self.landing_problem = ""
         self.problem = ""
@@ -162,6 +163,10 @@ class Replica:
         self.work = asyncio.Event()
         self.clean = False
         """The disks are where the applier says: no step has failed since, and none was cut short by a crash."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        self._witness.expect_epoch(epoch)
+        self.journal.begin_epoch(epoch)
 
     def landed_more(self) -> None:
         self.work.set()
@@ -183,9 +188,9 @@ class MasterTarget:
     async def run(self) -> None:
         world = self._world
         journal = await asyncio.to_thread(self._open)
-        self.replica = Replica(journal)
-        world.journal = journal
         witness = WitnessFile(world.root / "master-target-state" / "witness.json")
+        self.replica = Replica(journal, witness)
+        world.journal = journal
         await asyncio.to_thread(self._start, journal, witness)
         intake = Intake(cast(Any, self))
         await serve_links("", world.port("master-target"), world.identity("master-target"), intake.accept)

@@ -61,20 +61,20 @@ class Sabotage:
 
     def _damage_spool(self) -> None:
         name = self._chance.choice(SERVERS)
-        found = sorted((self._world.root / name).rglob("*.items"))
-        if self._flip(name, found):
-            self._world.spools_lost.add(self._world.plane.state.epoch)
+        flipped = self._flip(name, sorted((self._world.root / name).rglob("*.items")))
+        if flipped is not None:
+            self._world.spool_is_lost(flipped.parent)
 
     def _damage_redo(self) -> None:
         """The newest segment: what was landed and perhaps not applied yet."""
         found = sorted((self._world.root / "master-target").rglob("*.redo"))
-        if self._flip("master-target", found[-1:]):
+        if self._flip("master-target", found[-1:]) is not None:
             self._world.journal_is_lost()
 
-    def _flip(self, name: str, paths: list[Path]) -> bool:
+    def _flip(self, name: str, paths: list[Path]) -> Path | None:
         paths = [path for path in paths if path.stat().st_size > 512]
         if not paths or name not in self._world.lives:
-            return False
+            return None
         self._world.kill(name)
         path = self._chance.choice(paths)
         content = bytearray(path.read_bytes())
@@ -82,7 +82,7 @@ class Sabotage:
         content[at] ^= 0x5A
         path.write_bytes(content)
         self._world.note(f"a byte of {path.name} is flipped at {at} of {len(content)}")
-        return True
+        return path
 
     def _copy_journal(self) -> None:
         world = self._world

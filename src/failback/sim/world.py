@@ -24,6 +24,7 @@ from failback.mobility.stream import Stream
 from failback.model.components import Endpoint, Role
 from failback.model.ids import ComponentId, DiskId, MachineId
 from failback.model.points import RecoveryPoint, ReplicaDisk
+from failback.model.stream import Position
 from failback.sim import seams
 from failback.sim.chaos import Chaos
 from failback.sim.disk import MemoryDisk
@@ -94,8 +95,8 @@ class World:
         """Epochs in which the journal was damaged or restored from an old copy on purpose."""
         self._released_before: dict[tuple[int, int], int] = {}
         """Where a ring's consumer stood when an epoch's stream was first seen on it."""
-        self._landed: dict[int, int] = {}
-        self._landed_ring: dict[int, int] = {}
+        self._landed: dict[int, Position] = {}
+        """The newest place of each epoch that was durable in the journal."""
         self._power_of_fuse: dict[str, bool] = {}
         self._failure: BaseException | None = None
         self._seams_chance = random.Random(chance.getrandbits(64))
@@ -218,6 +219,8 @@ class World:
     def _passage(self, point: str) -> None:
         """A fault point is passed: the process's fuse burns down."""
         process = CURRENT.get()
+        if process is not None and process.alive and point == "landing.before_ack":
+            self._note_landed()
         if process is None or not process.fuse or not point.startswith(process.fuse_at):
             return
         if not process.alive:
@@ -256,6 +259,7 @@ class World:
         self.network.process_died(process, silently=power)
         self.files.process_died(process.descriptors)
         if name == "master-target" and self.journal is not None:
+            self._note_landed()
             self.journal.catalogue._connection.close()
             self.journal = None
         if power:
@@ -277,9 +281,15 @@ class World:
     def lose_directory(self, name: str) -> None:
         """The disk of a process server that is down is replaced by an empty one."""
         if name not in self.lives:
+            for path in (self.root / name).glob("*/*"):
+                self.spool_is_lost(path)
             shutil.rmtree(self.root / name)
             (self.root / name).mkdir()
-            self.spools_lost.add(self.plane.state.epoch)
+
+    def spool_is_lost(self, directory: Path) -> None:
+        """Of the epoch that the directory is named after, which need not be the newest: its stream may not know of that yet."""
+        if directory.name.isdigit():
+            self.spools_lost.add(int(directory.name))
 
     def journal_is_lost(self) -> None:
         self.journals_lost.update(range(1, self.plane.state.epoch + 1))
@@ -350,8 +360,6 @@ class World:
     def _look_at_releases(self, stream: Stream) -> None:
         """The ring's room is given back only for what the stream's spool or the journal holds durably (D5)."""
         epoch, ring = stream.assignment.epoch, self.machine.ring
-        if self.journal is None:
-            return  # what landed just before the master target died was not seen yet
         first = self._released_before.setdefault((ring.ring_id, epoch), ring.consumed)
         if (
             ring.consumed <= first
@@ -366,19 +374,28 @@ class World:
                 self.judge.released(epoch, ring.consumed + stream._base, durable)
 
     def landed_in(self, epoch: int) -> int:
-        if self.journal is not None and self.journal.epoch == epoch:
-            self._landed[epoch] = self.journal.landed.sequence
-        return self._landed.get(epoch, 0)
+        """What is durable of the epoch, as of now or of the master target's death."""
+        self._note_landed()
+        return self._landed.get(epoch, Position(epoch, 0, 0)).sequence
 
     def _landed_ring_in(self, epoch: int) -> int:
-        if self.journal is not None and self.journal.epoch == epoch:
-            self._landed_ring[epoch] = self.journal.landed.ring
-        return self._landed_ring.get(epoch, 0)
+        self._note_landed()
+        return self._landed.get(epoch, Position(epoch, 0, 0)).ring
+
+    def _note_landed(self) -> None:
+        """At every look, before each acknowledgement and when the master target dies: nothing that anybody was told is missed."""
+        if self.journal is not None:
+            landed = self.journal.landed
+            self._landed[landed.epoch] = landed
 
     def master_target_serves(self) -> None:
-        """A master target came back: what it had acknowledged has to be there."""
+        """A master target came back: what it had journaled durably, acknowledged or not, has to be there."""
         assert self.journal is not None
-        self._look_at_servers(self.journal)
+        journal = self.journal
+        before = self._landed.get(journal.epoch)
+        if before is not None and journal.damage is None and self._is_trusted(journal, journal.epoch):
+            self.judge.at_least("the journal", journal.landed.sequence, before.sequence, journal.epoch)
+        self._look_at_servers(journal)
 
     def _look_at_servers(self, journal: Journal) -> None:
         if journal.damage is not None:
@@ -395,7 +412,7 @@ class World:
         damage = journal.damage
         if damage is not None and damage.refuses(journal.epoch):
             self.plane.heard(journal.epoch, f"{damage.code}: {damage.reason}")
-        self.landed_in(journal.epoch)
+        self._note_landed()
         self.judge.never_back("the journal's epoch", 0, journal.incarnation, journal.epoch)
         if journal.catalogue.get("rollback_phase") and self.rolling is not self.lives["master-target"][0]:
             self.rolling = self.lives["master-target"][0]
