@@ -20,7 +20,7 @@ from failback.errors import FailbackError, IntegrityError, StorageError
 from failback.journal import format as layout
 from failback.journal.catalogue import Interval
 from failback.journal.journal import Journal
-from failback.journal.rollback import RETURN_FILE
+from failback.journal.overwriting import RETURN_FILE
 from failback.journal.undo import UNKNOWN, UndoDamagedError, UndoRecord, read_records
 from failback.master_target.replica import Replica
 from failback.master_target.witness import WitnessFile

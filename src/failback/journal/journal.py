@@ -28,8 +28,9 @@ from failback.journal.applier import Applier, Target
 from failback.journal.catalogue import FORMAT, Applied, Catalogue, Interval, Mark
 from failback.journal.choosing import Lost, choose
 from failback.journal.damage import GAP, JOURNAL_REPLACED, REDO_DAMAGED, Damage, Witness, opens_a_pass
+from failback.journal.overwriting import RETURN_FILE
 from failback.journal.redo import RedoLog
-from failback.journal.rollback import RETURN_FILE, RETURNING, ROLLED, Destination, Progress, Rollback
+from failback.journal.rollback import RETURNING, ROLLED, Destination, Progress, Rollback
 from failback.journal.undo import EMPTY, UndoDamagedError, UndoFolder
 from failback.journal.view import View
 from failback.journal.views import ViewedJournal, Views
@@ -136,10 +137,7 @@ class Journal:
 
     def _remove_unnamed(self) -> None:
         """Undo files that no interval names: a merge or a new interval that a crash interrupted."""
-        named = {interval.file for interval in self.catalogue.intervals()} | {RETURN_FILE}
-        for path in (self.directory / "undo").glob("*.undo"):
-            if f"undo/{path.name}" not in named:
-                path.unlink()
+        self._folder.keep_only({interval.file for interval in self.catalogue.intervals()} | {RETURN_FILE})
 
     def _find_landed(self) -> None:
         epoch = int(self.catalogue.get("epoch"))

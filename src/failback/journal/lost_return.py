@@ -14,7 +14,8 @@ from failback.journal import lost_undo
 from failback.journal.applier import Target
 from failback.journal.catalogue import Applied, Catalogue, CataloguedPoint, Interval
 from failback.journal.damage import REDO_DAMAGED, Damage
-from failback.journal.rollback import RETURN_FILE, Destination
+from failback.journal.overwriting import RETURN_FILE
+from failback.journal.rollback import Destination
 from failback.journal.undo import (
     EMPTY,
     SavedBlocks,

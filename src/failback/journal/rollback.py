@@ -9,8 +9,9 @@ forward when the target lies between two points. What it overwrites is saved in 
 that ``give_back`` makes the disks again what they were: at the applied position. Each phase may be repeated after a
 crash: what it writes depends only on files that it does not change, and the return file keeps the first content.
 
-Undo is read and decoded ahead by the reader threads, which also write; what is overwritten together (``_STRETCH_BYTES``) is
-saved by sorted reads, without compressing it: the return file lives until the commit only.
+Undo is read and decoded ahead by the reader threads; records of which an older interval has every block are not read. What
+is overwritten together (``overwriting``) is saved by sorted reads, without compressing it: the return file lives until
+the commit only.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from failback.journal import last_write
 from failback.journal.applier import Payloads, Target, decode, payload_of, write_pieces
 from failback.journal.catalogue import Catalogue
 from failback.journal.format import UNDO_BLOCK_BYTES
+from failback.journal.overwriting import RETURN_FILE, STRETCH_BYTES, Contents, Overwriting
 from failback.journal.redo import RedoLog
 from failback.journal.undo import (
     Blocks,
@@ -41,22 +43,16 @@ from failback.journal.undo import (
     contents_of,
     pieces_of,
     read_records,
-    write_blocks,
     write_runs,
 )
 from failback.model.points import PointChoice, RecoveryPoint
 from failback.runtime import faults, records
 
-RETURN_FILE = "undo/return.undo"
 ROLLING, ROLLED, RETURNING = "rolling", "rolled", "returning"
 _RETURN_NUMBER = 0
-_STRETCH_BYTES = 64 << 20
 _RECORDS_AHEAD = 24
-_WRITES_AHEAD = 8
 
 Progress = Callable[[int, int], None]
-Contents = list[tuple[int, Blocks, "np.typing.NDArray[np.uint8] | None"]]
-"""(disk, block ids, content or None for zeroes)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,26 +136,28 @@ class Rollback:
     def _undo(self, destination: Destination, preserver: Preserver, progress: Progress) -> int:
         done = SavedBlocks()
         stretch: Contents = []
-        size = written = seen = 0
+        size = seen = 0
         intervals = [item for item in self._catalogue.intervals() if item.first_ordinal >= destination.base_ordinal]
         paths = [self._folder.path(interval.file) for interval in intervals]
         total = sum(path.stat().st_size for path in paths if path.exists())
-        for path, interval in zip(paths, intervals, strict=True):
-            # the oldest first: the first content found for a block is the one at the point; a file holds each block once
-            found: dict[int, list[Blocks]] = {}
-            for body_bytes, contents in self._decoded(path, interval.durable, done):
-                for disk, ids, _ in contents:
-                    found.setdefault(disk, []).append(ids)
-                    size += len(ids) * UNDO_BLOCK_BYTES
-                stretch += contents
-                seen += body_bytes
-                if size >= _STRETCH_BYTES:
-                    written += self._overwrite(stretch, preserver)
-                    stretch, size = [], 0
-                    progress(seen, total)
-            for disk, ids_of_disk in found.items():
-                add_ids(done, disk, np.concatenate(ids_of_disk))
-        written += self._overwrite(stretch, preserver)
+        with Overwriting(self._catalogue, self._target, preserver) as overwriting:
+            for path, interval in zip(paths, intervals, strict=True):
+                # the oldest first: the first content found for a block is the one at the point; a file holds each once
+                found: dict[int, list[Blocks]] = {}
+                for body_bytes, contents in self._decoded(path, interval.durable, done):
+                    for disk, ids, _ in contents:
+                        found.setdefault(disk, []).append(ids)
+                        size += len(ids) * UNDO_BLOCK_BYTES
+                    stretch += contents
+                    seen += body_bytes
+                    if size >= STRETCH_BYTES:
+                        overwriting.put(stretch)
+                        stretch, size = [], 0
+                        progress(seen, total)
+                for disk, ids_of_disk in found.items():
+                    add_ids(done, disk, np.concatenate(ids_of_disk))
+            overwriting.put(stretch)
+            written = overwriting.end()
         progress(total, total)
         return written
 
@@ -174,34 +172,14 @@ class Rollback:
 
         for record in read_records(path, durable):
             pieces = pieces_of(record, done, present=False)
+            if not pieces and record.has_proven_table:
+                yield record.header.body_bytes, []
+                continue
             ahead.append((record, pieces, self._target.readers.submit(contents_of, record, pieces)))
             if len(ahead) >= _RECORDS_AHEAD:
                 yield first()
         while ahead:
             yield first()
-
-    def _overwrite(self, stretch: Contents, preserver: Preserver) -> int:
-        for disk in sorted({entry[0] for entry in stretch}):
-            ids = np.sort(np.concatenate([entry[1] for entry in stretch if entry[0] == disk]))
-            size_bytes = self._target.devices[disk].size_bytes
-            preserver.preserve(disk, ids * UNDO_BLOCK_BYTES, np.minimum((ids + 1) * UNDO_BLOCK_BYTES, size_bytes))
-        preserver.sync()
-        self._catalogue.set_durable(RETURN_FILE, preserver.file.durable)
-        faults.point("rollback.after_save")
-        written = 0
-        writing: deque[futures.Future[int]] = deque()
-        try:
-            for disk, ids, content in stretch:
-                writing.append(self._target.readers.submit(write_blocks, self._target.devices[disk], ids, content))
-                if len(writing) >= _WRITES_AHEAD:
-                    written += writing.popleft().result()
-                    faults.point("rollback.mid")
-            while writing:
-                written += writing.popleft().result()
-                faults.point("rollback.mid")
-        finally:
-            futures.wait(writing)  # after a failure too: nothing is written behind the caller's back
-        return written
 
     def _redo_forward(self, destination: Destination, preserver: Preserver) -> None:
         for record in self._redo.read_after(destination.base_ordinal):

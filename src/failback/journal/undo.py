@@ -11,7 +11,7 @@ import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +94,14 @@ class SavedBlocks:
     def add_mask(self, disk: int, region: int, mask: npt.NDArray[np.bool_]) -> None:
         self._regions[disk, region] = np.packbits(self.mask(disk, region) | mask)
 
+    def part(self, disk: int, region: int, begin: int, stop: int) -> npt.NDArray[np.bool_]:
+        """The mask of [begin, stop) within the region."""
+        bits = self._regions.get((disk, region))
+        if bits is None:
+            return np.zeros(stop - begin, np.bool_)
+        low = begin // 8
+        return np.unpackbits(bits[low : -(-stop // 8)]).view(np.bool_)[begin - low * 8 : stop - low * 8]
+
     def add_runs(self, runs: Runs) -> None:
         for disk, _, _, blocks, first in runs.tolist():
             for region in range(first // REGION_BLOCKS, (first + blocks - 1) // REGION_BLOCKS + 1):
@@ -115,6 +123,11 @@ class UndoRecord:
     @property
     def total_bytes(self) -> int:
         return layout.UNDO_RECORD_BYTES + self.header.body_bytes
+
+    @property
+    def has_proven_table(self) -> bool:
+        """Whether the run table was proven when the record was found; else only :meth:`verify` proves it."""
+        return any(self.header.table_checksum)
 
     def verify(self) -> memoryview:
         """The stored content, its checksum proven. Raises IntegrityError."""
@@ -305,14 +318,21 @@ class UndoFile:
         self._records += 1
         faults.point("undo.after_write")
 
-    def sync(self) -> None:
-        if self.synced_bytes == self.size_bytes:
+    @property
+    def appended(self) -> Durable:
+        """What a :meth:`sync` that begins now makes durable."""
+        return Durable(self.size_bytes, self._records)
+
+    def sync(self, target: Durable | None = None) -> None:
+        """Make what was appended durable, or (beside a thread that goes on appending) what ``target`` says was."""
+        target = target or self.appended
+        if target.size_bytes <= self.synced_bytes:
             return
         try:
             os.fdatasync(self._fd)
         except OSError as error:
             raise storage_error(f"cannot make {self.path} durable", error) from error
-        self.durable = Durable(self.size_bytes, self._records)
+        self.durable = target
         faults.point("undo.after_sync")
 
     def cut_back(self) -> None:
@@ -342,6 +362,12 @@ class UndoFolder:
         with contextlib.suppress(FileNotFoundError), os.scandir(self.directory / "undo") as entries:
             return sum(entry.stat().st_size for entry in entries)
         return 0
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """Remove all other undo files."""
+        for path in (self.directory / "undo").glob("*.undo"):
+            if f"undo/{path.name}" not in names:
+                path.unlink()
 
     def open(self, name: str, number: int, durable: Durable = UNKNOWN) -> UndoFile:
         """Raises UndoDamagedError: what is ``durable`` cannot be read."""
@@ -489,8 +515,7 @@ def pieces_of(record: UndoRecord, known: SavedBlocks, *, present: bool) -> list[
         for low in range(first, first + blocks, REGION_BLOCKS):
             low_end = min(first + blocks, (low // REGION_BLOCKS + 1) * REGION_BLOCKS)
             region = low // REGION_BLOCKS
-            whole_mask: npt.NDArray[np.bool_] = known.mask(disk, region)
-            mask = whole_mask[low - region * REGION_BLOCKS : low_end - region * REGION_BLOCKS]
+            mask = known.part(disk, region, low - region * REGION_BLOCKS, low_end - region * REGION_BLOCKS)
             ids: Blocks = np.flatnonzero(mask if present else np.logical_not(mask)) + low
             if len(ids):
                 found.append(Piece(disk, ids, first, begin))

@@ -22,8 +22,9 @@ from failback.journal.applier import Payloads, decode, payload_of, write_pieces
 from failback.journal.catalogue import Catalogue, CataloguedPoint, Interval
 from failback.journal.choosing import Lost, choose
 from failback.journal.layer import Room
+from failback.journal.overwriting import RETURN_FILE
 from failback.journal.redo import RedoLog
-from failback.journal.rollback import RETURN_FILE, Destination, Progress
+from failback.journal.rollback import Destination, Progress
 from failback.journal.run_table import UndoIndex
 from failback.journal.scrub import Proven
 from failback.journal.undo import Durable, UndoDamagedError, UndoFolder, cuts
