@@ -13,6 +13,7 @@ from failback.cli import output
 from failback.cli.main import app
 from failback.configuration_server.api import Services, arm_router
 from failback.configuration_server.api.arm import CONTAINER_PATH, VAULT
+from failback.configuration_server.api.unavailable import EMPTY, REFUSED
 from failback.configuration_server.database import Database
 from failback.configuration_server.registry import News, Orders
 from failback.configuration_server.workflows.group_point import GroupPoints
@@ -48,7 +49,7 @@ def served(tmp_path: Path) -> set[str]:
         short = path.removeprefix(VAULT).replace(f"{CONTAINER_PATH}/replicationProtectedItems/{{item}}/", "…/{item}/")
         short = short.replace(f"{CONTAINER_PATH}/", "{container}/")
         short = re.sub(r"^/replicationFabrics/\{fabric\}/replicationProtectionContainers/\{name\}", "…/{name}", short)
-        found |= {f"{method.upper()} {short}" for method in methods}
+        found |= {f"{method.upper()} {short}" for method, said in methods.items() if said["tags"] != ["not available"]}
     database.close()
     return found
 
@@ -61,6 +62,14 @@ def test_every_route_is_documented_and_every_documented_route_is_served(tmp_path
             long = "/replicationJobs/{job_id}" + path.removeprefix("…") if path in ("…/restart", "…/resume") else path
             documented.add(f"{method} {long}")
     assert documented == served(tmp_path)
+
+
+def test_what_is_not_available_is_documented_with_its_reason() -> None:
+    text = (REFERENCE.parent / "api.md").read_text(encoding="utf-8")
+    rows = {line for line in text.splitlines() if line.startswith("| ") and "`/replication" in line}
+    empty = {f"| `{path}` | {why} |" for path, why in EMPTY.items()}
+    refused = {f"| {method} `{path}` | {why} | {instead} |" for (method, path), (why, instead) in REFUSED.items()}
+    assert rows == empty | refused
 
 
 def commands() -> set[str]:

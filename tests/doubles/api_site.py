@@ -115,7 +115,7 @@ async def serve(directory: Path) -> None:
     }
     around = Surroundings(
         database=database, orders=assembled.orders, news=assembled.news, fabrics=fabrics,
-        heartbeat_alarm_seconds=5.0, probe_seconds=5.0, version="1",
+        heartbeat_alarm_seconds=5.0, probe_seconds=5.0, version="1", page_rows=3,
     )  # fmt: skip
     world = World(
         assembled.orders,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import ssl
 import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 from api_client import VAULT
@@ -66,18 +68,23 @@ def connect(server: Server, name: str, role: str = "administrator", **options: A
     )  # fmt: skip
 
 
-def connect_async(server: Server, name: str, role: str = "administrator") -> AsyncSiteRecoveryManagementClient:
-    """The asyncio client; aiohttp is asked to verify by the same CA."""
-    client_id, secret = register(server, name, role)
-    context = ssl.create_default_context(cafile=str(server.ca_file))
-    signed_in = AsyncClientSecretCredential(
-        "failback", client_id, secret, authority=server.url, disable_instance_discovery=True, connection_verify=context
-    )
-    return AsyncSiteRecoveryManagementClient(
-        signed_in,
+@asynccontextmanager
+async def connect_async(
+    server: Server, name: str, role: str = "administrator"
+) -> AsyncIterator[AsyncSiteRecoveryManagementClient]:
+    """The asyncio client, and its credential's own connections."""
+    ca_file = str(server.ca_file)
+    credentials = AsyncClientSecretCredential(
+        "failback", *register(server, name, role), authority=server.url, disable_instance_discovery=True,
+        connection_verify=ca_file,
+    )  # fmt: skip
+    client = AsyncSiteRecoveryManagementClient(
+        credentials,
         SUBSCRIPTION,
         base_url=server.url,
-        connection_verify=context,
+        connection_verify=ca_file,
         credential_scopes=SCOPES,
         polling_interval=0.2,
     )
+    async with credentials, client:
+        yield client

@@ -121,7 +121,7 @@ def open_server(config: ServerConfig) -> Assembled:
     groups = GroupPoints(database, clock, hold_seconds=config.limits.hold_seconds)
     services = Services(
         database=database, orders=orders, news=news, fabrics=sites, clock=clock, jobs=engine, groups=groups,
-        heartbeat_alarm_seconds=config.heartbeat_alarm_seconds,
+        heartbeat_alarm_seconds=config.heartbeat_alarm_seconds, page_rows=config.page_rows,
     )  # fmt: skip
     application = application_of(config, services, desk, registry)
     return Assembled(

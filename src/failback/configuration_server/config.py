@@ -11,6 +11,7 @@ from failback.errors import ConfigurationError
 from failback.runtime import config
 
 MOST_CERTIFICATE_DAYS = 825
+MOST_PAGE_ROWS = 5000
 MOST_TOKEN_SECONDS = 7 * 86400
 
 
@@ -42,6 +43,8 @@ class ServerConfig:
     """0: any free port; ``listening.json`` in the state directory says which."""
     addresses: tuple[str, ...] = ()
     """Names and IP addresses under which others reach this server; they go into its certificate."""
+    page_rows: int = 500
+    """Of one page of a list of the REST API."""
     trusted_proxies: tuple[str, ...] = ()
     """Addresses or networks of proxies whose ``X-Forwarded-*`` headers are believed."""
     token_seconds: float = 3600.0
@@ -74,6 +77,8 @@ def load(path: Path) -> ServerConfig:
         raise ConfigurationError(
             f"{path}: certificate_days: more than 0 and at most {MOST_CERTIFICATE_DAYS} are needed"
         )
+    if not 1 <= loaded.page_rows <= MOST_PAGE_ROWS:
+        raise ConfigurationError(f"{path}: page_rows: 1 to {MOST_PAGE_ROWS} are allowed")
     if not 60 <= loaded.token_seconds <= MOST_TOKEN_SECONDS:
         raise ConfigurationError(f"{path}: token_seconds: 60 to {MOST_TOKEN_SECONDS} are allowed")
     return loaded

@@ -37,6 +37,8 @@ def arm_router(services: Services) -> APIRouter:
         recovery_points,
         replication_groups,
         scrubs,
+        site_resources,
+        unavailable,
         views,
     )
     from failback.configuration_server.api.arm import VAULT
@@ -58,6 +60,8 @@ def arm_router(services: Services) -> APIRouter:
         events,
         long_running,
         clients,
+        site_resources,
+        unavailable,
     ):
         router.include_router(resource.router(services))
     return router

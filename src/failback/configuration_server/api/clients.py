@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from failback.configuration_server.api.arm import Vault, VaultOf, envelope, filters, listed, timestamp
 from failback.configuration_server.api.faults import FaultRoute
+from failback.configuration_server.api.paging import Key, PageOf
 from failback.configuration_server.api.services import Services
 from failback.configuration_server.api.sign_in import note
 from failback.configuration_server.database import access
@@ -24,7 +25,6 @@ from failback.errors import ConfigurationError, ConflictError, NotFoundError
 from failback.model.ids import new_id
 
 LONGEST_NAME = 63
-PAGE = 500
 
 
 class ClientProperties(BaseModel):
@@ -86,10 +86,11 @@ def router(services: Services) -> APIRouter:
 
     @routes.get("/audit")
     async def list_audit(
-        vault: VaultOf, wanted: Annotated[str | None, Query(alias="$filter")] = None
+        vault: VaultOf, page: PageOf, wanted: Annotated[str | None, Query(alias="$filter")] = None
     ) -> dict[str, Any]:
-        rows = await services.database.look(lambda session: _audit_rows(session, wanted))
-        return listed(_entry(vault, row) for row in rows)
+        after, size = page.after(int), services.page_rows
+        rows = await services.database.look(lambda session: _audit_rows(session, wanted, after, size + 1))
+        return page.listed(rows, size, lambda row: (row.audit_id,), lambda row: _entry(vault, row))
 
     return routes
 
@@ -105,9 +106,11 @@ def _client(vault: Vault, row: ApiClientRow) -> dict[str, Any]:
     return envelope(vault.resource("failback", "clients", row.name), "failback/clients", properties)
 
 
-def _audit_rows(session: Session, wanted: str | None) -> list[AuditRow]:
+def _audit_rows(session: Session, wanted: str | None, after: Key | None, limit: int) -> list[AuditRow]:
     value = filters(wanted)
-    statement = select(AuditRow).order_by(AuditRow.audit_id.desc()).limit(PAGE)
+    statement = select(AuditRow).order_by(AuditRow.audit_id.desc()).limit(limit)
+    if after is not None:
+        statement = statement.where(AuditRow.audit_id < after[0])
     for name, column in (
         ("actor", AuditRow.actor), ("action", AuditRow.action), ("target", AuditRow.target), ("outcome", AuditRow.outcome)
     ):  # fmt: skip

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 
 from failback.configuration_server.api.arm import CONTAINER, FABRIC, Vault, VaultOf, envelope, listed
-from failback.configuration_server.api.fabric_calls import ask
+from failback.configuration_server.api.fabric_calls import ask, site
 from failback.configuration_server.api.faults import FaultRoute
 from failback.configuration_server.api.item_view import item_rows
+from failback.configuration_server.api.paging import PageOf
 from failback.configuration_server.api.services import Services, SiteFabric
 from failback.configuration_server.database.items import ItemRow
 from failback.errors import NotFoundError
@@ -34,14 +35,24 @@ def router(services: Services) -> APIRouter:
         return await container(vault)
 
     @routes.get("/replicationFabrics/{fabric}/replicationProtectionContainers/{name}/replicationProtectableItems")
-    async def list_protectable(vault: VaultOf, fabric: str, name: str) -> dict[str, Any]:
+    async def list_protectable(vault: VaultOf, page: PageOf, fabric: str, name: str) -> dict[str, Any]:
         check_container(fabric, name)
         items = await services.database.look(item_rows)
         found = []
-        for site in services.fabrics.values():
-            for machine in await ask(services, site.fabric.machines, site.name):
-                found.append(_protectable(vault, site, machine, items))
-        return listed(found)
+        for one in services.fabrics.values():
+            for machine in await ask(services, one.fabric.machines, one.name):
+                found.append(_protectable(vault, one, machine, items))
+        return page.of_all(found, services.page_rows, lambda one: str(one["name"]), lambda one: one)
+
+    @routes.get(
+        "/replicationFabrics/{fabric}/replicationProtectionContainers/{name}/replicationProtectableItems/{protectable}"
+    )
+    async def get_protectable(vault: VaultOf, fabric: str, name: str, protectable: str) -> dict[str, Any]:
+        check_container(fabric, name)
+        site_name, _, machine_id = protectable.partition(".")
+        known = site(services, site_name)
+        machine = await ask(services, lambda: known.fabric.machine(machine_id), known.name)
+        return _protectable(vault, known, machine, await services.database.look(item_rows))
 
     async def container(vault: Vault) -> dict[str, Any]:
         items = await services.database.look(item_rows)

@@ -8,14 +8,13 @@ from fastapi import APIRouter, Query
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from failback.configuration_server.api.arm import FABRIC, Vault, VaultOf, envelope, filters, listed, timestamp
+from failback.configuration_server.api.arm import FABRIC, Vault, VaultOf, envelope, filters, timestamp
 from failback.configuration_server.api.faults import FaultRoute
+from failback.configuration_server.api.paging import Key, PageOf
 from failback.configuration_server.api.services import Services
 from failback.configuration_server.database.events import EventRow
 from failback.configuration_server.database.items import named
 from failback.errors import NotFoundError
-
-PAGE = 500
 
 
 def router(services: Services) -> APIRouter:
@@ -23,10 +22,11 @@ def router(services: Services) -> APIRouter:
 
     @routes.get("/replicationEvents")
     async def list_events(
-        vault: VaultOf, wanted: Annotated[str | None, Query(alias="$filter")] = None
+        vault: VaultOf, page: PageOf, wanted: Annotated[str | None, Query(alias="$filter")] = None
     ) -> dict[str, Any]:
-        rows = await services.database.look(lambda session: _rows(session, wanted))
-        return listed(_event(vault, row) for row in rows)
+        after, size = page.after(int), services.page_rows
+        rows = await services.database.look(lambda session: _rows(session, wanted, after, size + 1))
+        return page.listed(rows, size, lambda row: (row.event_id,), lambda row: _event(vault, row))
 
     @routes.get("/replicationEvents/{event_id}")
     async def get_event(vault: VaultOf, event_id: int) -> dict[str, Any]:
@@ -38,9 +38,11 @@ def router(services: Services) -> APIRouter:
     return routes
 
 
-def _rows(session: Session, wanted: str | None) -> list[EventRow]:
+def _rows(session: Session, wanted: str | None, after: Key | None, limit: int) -> list[EventRow]:
     value = filters(wanted)
-    statement = select(EventRow).order_by(EventRow.event_id.desc()).limit(PAGE)
+    statement = select(EventRow).order_by(EventRow.event_id.desc()).limit(limit)
+    if after is not None:
+        statement = statement.where(EventRow.event_id < after[0])
     if value("itemName"):
         statement = statement.where(EventRow.item_id == named(session, value("itemName")).item_id)
     if value("severity"):

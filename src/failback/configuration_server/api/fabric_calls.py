@@ -6,11 +6,11 @@ A thread that is late is left to end by itself (drivers have timeouts of their o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from failback.configuration_server.api.services import SiteFabric, Surroundings
-from failback.errors import FabricError, NotFoundError
+from failback.errors import FabricError, FailbackError, NotFoundError
 
 T = TypeVar("T")
 
@@ -26,6 +26,22 @@ async def ask(services: Surroundings, call: Callable[[], T], name: str) -> T:
             remedy="check the hypervisor's service and the network to it",
             retryable=True,
         ) from None
+
+
+async def away_reasons(services: Surroundings, sites: Sequence[SiteFabric]) -> dict[str, str]:
+    """For each fabric why it does not answer, empty when it does; all are asked at once, for ``probe_seconds`` at most."""
+
+    async def asked(one: SiteFabric) -> str:
+        try:
+            async with asyncio.timeout(services.probe_seconds):
+                return await asyncio.to_thread(one.fabric.probe)
+        except TimeoutError:
+            return f"no answer within {services.probe_seconds:.0f} s"
+        except FailbackError as error:
+            return error.message
+
+    reasons = await asyncio.gather(*(asked(one) for one in sites))
+    return {one.name: reason for one, reason in zip(sites, reasons, strict=True)}
 
 
 def site(services: Surroundings, name: str) -> SiteFabric:

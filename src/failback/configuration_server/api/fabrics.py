@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from sqlalchemy.orm import Session
 
 from failback.configuration_server.api.arm import FABRIC, Vault, VaultOf, envelope, listed, timestamp
+from failback.configuration_server.api.fabric_calls import away_reasons
 from failback.configuration_server.api.faults import FaultRoute
 from failback.configuration_server.api.item_view import item_rows
 from failback.configuration_server.api.services import Services, SiteFabric
+from failback.configuration_server.api.sign_in import note
+from failback.configuration_server.api.site_resources import fabric_error, refresh
 from failback.configuration_server.database.components import ComponentRow, all_components
 from failback.configuration_server.database.items import ItemRow
 from failback.errors import NotFoundError
@@ -30,15 +33,28 @@ def router(services: Services) -> APIRouter:
     @routes.get("/replicationFabrics")
     async def list_fabrics(vault: VaultOf) -> dict[str, Any]:
         own = await services.database.look(lambda session: _own(session, vault, services))
-        return listed([own, *(_hypervisor(vault, site) for site in services.fabrics.values())])
+        reasons = await away_reasons(services, list(services.fabrics.values()))
+        return listed([own, *(_hypervisor(vault, site, reasons[site.name]) for site in services.fabrics.values())])
 
     @routes.get("/replicationFabrics/{fabric}")
     async def get_fabric(vault: VaultOf, fabric: str) -> dict[str, Any]:
         if fabric == FABRIC:
             return await services.database.look(lambda session: _own(session, vault, services))
         if fabric in services.fabrics:
-            return _hypervisor(vault, services.fabrics[fabric])
+            found = services.fabrics[fabric]
+            return _hypervisor(vault, found, (await away_reasons(services, [found]))[fabric])
         raise unknown_fabric(services, fabric)
+
+    @routes.post("/replicationFabrics/{fabric}/checkConsistency")
+    async def check_consistency(vault: VaultOf, request: Request, fabric: str) -> dict[str, Any]:
+        """Asks every component now, then shows the fabric as they told it."""
+        shown = await get_fabric(vault, fabric)
+        answered, silent = await refresh(services)
+        detail = f"{len(answered)} answered, {len(silent)} did not"
+        await services.database.run(
+            lambda session: note(session, services.clock, request, "check consistency", fabric, detail=detail)
+        )
+        return await get_fabric(vault, fabric) if fabric == FABRIC else shown
 
     return routes
 
@@ -76,12 +92,18 @@ def _own(session: Session, vault: Vault, services: Services) -> dict[str, Any]:
     )
 
 
-def _hypervisor(vault: Vault, site: SiteFabric) -> dict[str, Any]:
+def _hypervisor(vault: Vault, site: SiteFabric, away: str) -> dict[str, Any]:
     details = {"instanceType": site.driver, "site": site.side.value}
     return envelope(
         vault.resource("replicationFabrics", site.name),
         FABRIC_TYPE,
-        {"friendlyName": site.name, "bcdrState": "Valid", "health": "Normal", "customDetails": details},
+        {
+            "friendlyName": site.name,
+            "bcdrState": "Valid",
+            "health": "Critical" if away else "Normal",
+            "healthErrorDetails": [fabric_error(site.name, away)] if away else [],
+            "customDetails": details,
+        },
     )
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from failback.configuration_server.database.components import ComponentRow
 from failback.configuration_server.database.events import VerdictRow, verdicts_on
 from failback.configuration_server.database.groups import GroupRow
-from failback.configuration_server.database.items import ItemRow, all_items, named
+from failback.configuration_server.database.items import ItemRow, named
 from failback.configuration_server.database.jobs import JobRow
 from failback.configuration_server.database.points import GapRow, PointRow, gaps_of, points_of
 from failback.configuration_server.database.policies import policy_of
@@ -78,8 +78,10 @@ def item_row(session: Session, name: str) -> ItemRow:
     return row
 
 
-def item_rows(session: Session) -> list[ItemRow]:
-    return [row for row in all_items(session) if row.protection_state != State.DISABLED.value]
+def item_rows(session: Session, *, after: str = "", limit: int | None = None) -> list[ItemRow]:
+    """Items by name, those after a name, so many."""
+    statement = select(ItemRow).where(ItemRow.protection_state != State.DISABLED.value, ItemRow.name > after)
+    return list(session.scalars(statement.order_by(ItemRow.name).limit(limit)))
 
 
 def view(session: Session, row: ItemRow, *, full: bool = True) -> ItemView:

@@ -7,6 +7,7 @@ The list view leaves out tasks and details, as the real service does. A group ta
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
 from failback.configuration_server.api.arm import Vault, envelope, timestamp
 from failback.configuration_server.database.jobs import JobErrorRow, JobRow, TaskRow
@@ -22,6 +23,18 @@ _ACTIONS = {
 
 def job_resource(vault: Vault, job: JobRow, *, item_name: str = "", full: bool = True) -> dict[str, Any]:
     return envelope(vault.job(job.job_id), JOB_TYPE, _properties(vault, job, item_name, full))
+
+
+def exported(vault: Vault, clause: str, now_ns: int) -> dict[str, Any]:
+    """The answer to an export: a job that is over, whose details say where the jobs are."""
+    uri = vault.url(vault.resource("failback", "exportedJobs"))
+    shown = f"{uri}&$filter={quote(clause)}" if clause else uri
+    properties = {
+        "scenarioName": "ExportJobs", "friendlyName": "Export jobs", "state": "Succeeded", "stateDescription": "Completed",
+        "tasks": [], "errors": [], "startTime": timestamp(now_ns), "endTime": timestamp(now_ns), "allowedActions": [],
+        "customDetails": {"instanceType": "ExportJobDetails", "affectedObjectDetails": {}, "blobUri": shown, "sasToken": ""},
+    }  # fmt: skip
+    return envelope(vault.job("export"), JOB_TYPE, properties)
 
 
 def allowed_actions(job: JobRow) -> list[str]:

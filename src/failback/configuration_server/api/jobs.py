@@ -10,30 +10,80 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from sqlalchemy import select
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
-from failback.configuration_server.api.arm import Vault, VaultOf, filters, last_segment, listed
+from failback.configuration_server.api.arm import Vault, VaultOf, filters, last_segment
 from failback.configuration_server.api.faults import FaultRoute
-from failback.configuration_server.api.job_shape import job_resource
+from failback.configuration_server.api.job_shape import exported, job_resource
 from failback.configuration_server.api.long_running import job_row
+from failback.configuration_server.api.paging import Key, PageOf
 from failback.configuration_server.api.services import Services
 from failback.configuration_server.api.sign_in import note
 from failback.configuration_server.database.items import ItemRow, named
 from failback.configuration_server.database.jobs import JobRow
-from failback.errors import ConfigurationError
+from failback.errors import ConfigurationError, NotSupportedError
 from failback.runtime.clock import from_iso
 
-PAGE = 500
+
+class ExportRequest(BaseModel):
+    """``JobQueryParameter``."""
+
+    model_config = ConfigDict(populate_by_name=True, extra="ignore")
+    start: str = Field(default="", alias="startTime")
+    end: str = Field(default="", alias="endTime")
+    status: str = Field(default="", alias="jobStatus")
+    name: str = Field(default="", alias="jobName")
+    output: str = Field(default="", alias="jobOutputType")
 
 
 def router(services: Services) -> APIRouter:
     routes = APIRouter(route_class=FaultRoute, tags=["jobs"])
 
     @routes.get("/replicationJobs")
-    async def list_jobs(vault: VaultOf, wanted: Annotated[str | None, Query(alias="$filter")] = None) -> dict[str, Any]:
-        rows = await services.database.look(lambda session: _rows(session, wanted))
-        return listed(job_resource(vault, row, item_name=name, full=False) for row, name in rows)
+    async def list_jobs(
+        vault: VaultOf, page: PageOf, wanted: Annotated[str | None, Query(alias="$filter")] = None
+    ) -> dict[str, Any]:
+        after, size = page.after(int, str), services.page_rows
+        rows = await services.database.look(lambda session: _rows(session, wanted, after, size + 1))
+        return page.listed(
+            rows, size,
+            lambda found: (found[0].created_wall_ns, found[0].job_id),
+            lambda found: job_resource(vault, found[0], item_name=found[1], full=False),
+        )  # fmt: skip
+
+    @routes.post("/replicationJobs/export")
+    async def export(vault: VaultOf, request: Request, body: ExportRequest | None = None) -> dict[str, Any]:
+        """Answered at once, as a job that is over; its ``blobUri`` is where the exported jobs are read."""
+        wanted = body or ExportRequest()
+        if wanted.output not in ("", "Json"):
+            raise NotSupportedError(
+                f"jobs are not exported as {wanted.output}",
+                code="OperationNotSupported",
+                remedy='"jobOutputType": "Json"',
+            )
+        clause = " and ".join(
+            f"{name} eq '{value}'"
+            for name, value in (("jobStatus", wanted.status), ("jobName", wanted.name),
+                                ("startTime", wanted.start), ("endTime", wanted.end)) if value
+        )  # fmt: skip
+        now = services.clock.wall_ns()
+        await services.database.look(lambda session: _rows(session, clause, None, 1))  # the filter is understood
+        await services.database.run(lambda session: note(session, services.clock, request, "export jobs", clause))
+        return exported(vault, clause, now)
+
+    @routes.get("/failback/exportedJobs")
+    async def exported_jobs(
+        vault: VaultOf, page: PageOf, wanted: Annotated[str | None, Query(alias="$filter")] = None
+    ) -> dict[str, Any]:
+        after, size = page.after(int, str), services.page_rows
+        rows = await services.database.look(lambda session: _rows(session, wanted, after, size + 1))
+        return page.listed(
+            rows, size,
+            lambda found: (found[0].created_wall_ns, found[0].job_id),
+            lambda found: job_resource(vault, found[0], item_name=found[1]),
+        )  # fmt: skip
 
     @routes.get("/replicationJobs/{job_id}")
     async def get_job(vault: VaultOf, job_id: str) -> dict[str, Any]:
@@ -75,9 +125,12 @@ def _item_name(session: Session, row: JobRow) -> str:
     return item.name if item else ""
 
 
-def _rows(session: Session, wanted: str | None) -> list[tuple[JobRow, str]]:
+def _rows(session: Session, wanted: str | None, after: Key | None, limit: int) -> list[tuple[JobRow, str]]:
+    """Newest first, with the names of their items."""
     value = filters(wanted)
-    statement = select(JobRow).order_by(JobRow.created_wall_ns.desc()).limit(PAGE)
+    statement = select(JobRow).order_by(JobRow.created_wall_ns.desc(), JobRow.job_id.desc()).limit(limit)
+    if after is not None:
+        statement = statement.where(tuple_(JobRow.created_wall_ns, JobRow.job_id) < tuple_(*after))
     if value("jobStatus"):
         statement = statement.where(JobRow.state == value("jobStatus"))
     if value("jobName"):

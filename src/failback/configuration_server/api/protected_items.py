@@ -16,13 +16,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from failback.configuration_server.api import import_item, inputs
-from failback.configuration_server.api.arm import CONTAINER_PATH, Vault, VaultOf, last_segment, listed
+from failback.configuration_server.api.arm import CONTAINER_PATH, Vault, VaultOf, last_segment
 from failback.configuration_server.api.containers import ItemName, check_container
 from failback.configuration_server.api.fabric_calls import ask, site
 from failback.configuration_server.api.faults import FaultRoute
 from failback.configuration_server.api.item_shape import item_resource
 from failback.configuration_server.api.item_view import ItemView, item_row, item_rows, view
 from failback.configuration_server.api.long_running import accepted, job_row, unfinished
+from failback.configuration_server.api.paging import Page, PageOf
 from failback.configuration_server.api.readiness import volume_named
 from failback.configuration_server.api.services import Services
 from failback.configuration_server.api.sign_in import note
@@ -81,20 +82,25 @@ def _reading(services: Services) -> APIRouter:
     routes = APIRouter(route_class=FaultRoute)
 
     @routes.get(_ITEMS)
-    async def list_all(vault: VaultOf) -> dict[str, Any]:
-        return await _listed(vault)
+    async def list_all(vault: VaultOf, page: PageOf) -> dict[str, Any]:
+        return await _listed(vault, page)
 
     @routes.get(CONTAINER_PATH + _ITEMS)
-    async def list_in_container(vault: VaultOf, fabric: str, container: str) -> dict[str, Any]:
+    async def list_in_container(vault: VaultOf, page: PageOf, fabric: str, container: str) -> dict[str, Any]:
         check_container(fabric, container)
-        return await _listed(vault)
+        return await _listed(vault, page)
 
-    async def _listed(vault: Vault) -> dict[str, Any]:
+    async def _listed(vault: Vault, page: Page) -> dict[str, Any]:
+        after, size = page.after(str), services.page_rows
+
         def look(session: Session) -> list[ItemView]:
-            return [view(session, row, full=False) for row in item_rows(session)]
+            rows = item_rows(session, after=str(after[0]) if after else "", limit=size + 1)
+            return [view(session, row, full=False) for row in rows]
 
-        now = services.clock.wall_ns()
-        return listed(item_resource(vault, one, now, full=False) for one in await services.database.look(look))
+        now, found = services.clock.wall_ns(), await services.database.look(look)
+        return page.listed(
+            found, size, lambda one: (one.row.name,), lambda one: item_resource(vault, one, now, full=False)
+        )
 
     @routes.get(CONTAINER_PATH + _ITEM)
     async def get_item(vault: VaultOf, item: ItemName) -> dict[str, Any]:

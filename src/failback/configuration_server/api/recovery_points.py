@@ -14,6 +14,7 @@ from failback.configuration_server.api.containers import ItemName
 from failback.configuration_server.api.faults import FaultRoute
 from failback.configuration_server.api.item_shape import ITEM_TYPE
 from failback.configuration_server.api.item_view import item_row
+from failback.configuration_server.api.paging import PageOf
 from failback.configuration_server.api.services import Services
 from failback.configuration_server.database import groups
 from failback.configuration_server.database.points import GapRow, gaps_of, points_of
@@ -31,9 +32,12 @@ def router(services: Services) -> APIRouter:
     routes = APIRouter(prefix=CONTAINER_PATH, route_class=FaultRoute, tags=["recovery points"])
 
     @routes.get("/replicationProtectedItems/{item}/recoveryPoints")
-    async def list_points(vault: VaultOf, item: ItemName) -> dict[str, Any]:
+    async def list_points(vault: VaultOf, page: PageOf, item: ItemName) -> dict[str, Any]:
         name, points, common = await _points(item)
-        return listed(_point(vault, name, point, point.point_id in common) for point in points)
+        return page.of_all(
+            points, services.page_rows, lambda point: point.point_id,
+            lambda point: _point(vault, name, point, point.point_id in common),
+        )  # fmt: skip
 
     @routes.get("/replicationProtectedItems/{item}/recoveryPoints/{point_id}")
     async def get_point(vault: VaultOf, item: ItemName, point_id: str) -> dict[str, Any]:

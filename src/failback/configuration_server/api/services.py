@@ -56,6 +56,8 @@ class Surroundings:
     probe_seconds: float = 10.0
     fabric_seconds: float = 30.0
     """How long a request waits for a fabric's answer."""
+    page_rows: int = 500
+    """Of a list's page; more are told by ``nextLink``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
