@@ -19,6 +19,8 @@ KNOWN = {
     "name": "ledger", "item": "ledger", "item_name": "ledger",
 }  # fmt: skip
 EXAMPLES = 4
+REFUSED_EXAMPLES = 1
+"""Of what is not served (``api.unavailable``): about a hundred paths with one answer."""
 STRANGE = [
     "null",
     "\u0000",
@@ -57,8 +59,10 @@ def test_no_answer_of_500_and_above(site: SiteProcess) -> None:
 
 
 def _attack(site: SiteProcess, operation: Any, said: dict[int, int]) -> None:
+    examples = REFUSED_EXAMPLES if "not available" in (operation.tags or ()) else EXAMPLES
+
     @given(case=operation.as_strategy(), known=st.booleans(), strange=st.sampled_from([None, None, *STRANGE]))
-    @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None,
+    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), database=None,
               phases=[Phase.explicit, Phase.generate])  # fmt: skip
     def attacked(case: Any, known: bool, strange: str | None) -> None:
         if known:
