@@ -1,4 +1,4 @@
-"""An order leads the master target, which is root, to its datastores and nowhere else."""
+"""An order leads the master target, which is root, to its datastores only; what it remembers of one machine stands apart."""
 
 import os
 import stat
@@ -65,4 +65,17 @@ def test_a_disk_in_a_datastore_is_taken(replicas: Replicas, tmp_path: Path) -> N
     disk = ReplicaDisk(DiskId("d"), 0, f"{tmp_path}/store/machine/disk.raw", "raw", SIZE, create=True)
     assert replicas.attach(AttachReplica(MACHINE, "retention", (disk,))).created == ("d",)
     assert (tmp_path / "store" / "machine" / "disk.raw.replica").stat().st_mode & 0o777 == 0o600
+    replicas.close()
+
+
+def test_a_damaged_memory_of_one_machine_stops_that_machine_only(replicas: Replicas, tmp_path: Path) -> None:
+    disk = ReplicaDisk(DiskId("d"), 0, f"{tmp_path}/store/machine/disk.raw", "raw", SIZE, create=True)
+    replicas.attach(AttachReplica(MACHINE, "retention", (disk,)))
+    replicas.close()
+    (remembered,) = (tmp_path / "state").rglob(f"{MACHINE}.json")
+    other = remembered.with_name(f"{MACHINE.replace('1', '9')}.json")
+    other.write_text("[" * 100_000)
+    replicas.restore()
+    problems = {status.machine_id: status.problem for status in replicas.statuses()}
+    assert problems[MACHINE] == "" and "cannot be read: it is nested too deeply" in problems[MachineId(other.stem)]
     replicas.close()

@@ -153,6 +153,7 @@ async def test_replies_wait_for_an_agent_that_is_away(site: Site) -> None:
     site.target.flow.clear()
     agent = site.agent()
     await agent.send(make_digests(agent.machine_id, 1))  # type: ignore[arg-type]
+    await eventually(lambda: agent.spooled == 1)
     await eventually(lambda: site.machine_status(agent.machine_id).get("agent_connected") is True)
     agent.stop()
     await eventually(lambda: site.machine_status(agent.machine_id).get("agent_connected") is False)

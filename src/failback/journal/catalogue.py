@@ -153,8 +153,8 @@ class Catalogue:
     def get(self, key: str) -> Any:
         rows = self._execute("SELECT value FROM facts WHERE key = ?", key)
         try:
-            return json.loads(rows[0][0]) if rows else None
-        except (ValueError, TypeError, RecursionError) as error:
+            return records.parse_json(rows[0][0]) if rows else None
+        except (ValueError, TypeError) as error:
             raise IntegrityError(f"{self.path}: the fact {key!r} cannot be read", code="CatalogueDamaged") from error
 
     def set(self, key: str, value: object) -> None:

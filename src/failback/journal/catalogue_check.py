@@ -7,7 +7,6 @@ else is ``CatalogueDamaged``: the journal is left alone, nothing of it is applie
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
 from collections.abc import Callable
@@ -165,9 +164,9 @@ def _check_facts(catalogue: Catalogue) -> None:
     found: dict[str, Any] = {}
     for key, text in catalogue.rows("SELECT key, value FROM facts"):
         try:
-            found[key] = json.loads(text)
+            found[key] = records.parse_json(text)
             _FACTS.get(key, _anything)(found[key])
-        except (ValueError, TypeError, AttributeError, RecursionError, FailbackError) as error:
+        except (ValueError, TypeError, AttributeError, FailbackError) as error:
             raise _damaged(catalogue, f"the fact {key!r} is {str(text)[:80]!r}") from error
     for key in _NEEDED:
         if key not in found:

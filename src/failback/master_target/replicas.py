@@ -21,7 +21,15 @@ from functools import partial
 from pathlib import Path
 
 from failback.block.raw import sync_directory
-from failback.errors import ConflictError, FailbackError, NotFoundError, PreconditionError, StorageError
+from failback.errors import (
+    ConfigurationError,
+    ConflictError,
+    FailbackError,
+    IntegrityError,
+    NotFoundError,
+    PreconditionError,
+    StorageError,
+)
 from failback.journal.catalogue import Catalogue
 from failback.journal.journal import CATALOGUE_FILE, Journal
 from failback.master_target import volumes
@@ -150,13 +158,11 @@ class Replicas:
     def restore(self) -> None:
         """Open what was attached, locks and all. Blocks; what fails is kept as a problem for ``retry``."""
         for path in sorted(self._directory.glob("*.json")):
-            remembered = records.decode(json.loads(path.read_text(encoding="utf-8")), Remembered, str(path))
-            self._reopen(remembered)
+            self._reopen(MachineId(path.stem))
 
-    def _reopen(self, remembered: Remembered) -> None:
-        machine_id = remembered.machine_id
+    def _reopen(self, machine_id: MachineId) -> None:
         try:
-            journal = Journal.open(self._journal_directory(remembered))
+            journal = Journal.open(self._journal_directory(self._remembered(machine_id)))
             replica = Replica(journal, self._runtime_directory, self._witness(machine_id))
             try:
                 if replica.state == ATTACHED:
@@ -180,12 +186,10 @@ class Replicas:
         while True:
             await asyncio.sleep(_RETRY_SECONDS)
             for machine_id in list(self._broken):
-                path = self._directory / f"{machine_id}.json"
-                if path.exists():
-                    remembered = records.decode(json.loads(path.read_text(encoding="utf-8")), Remembered, str(path))
+                if self._is_remembered(machine_id):
                     async with self.lock(machine_id):
                         if machine_id in self._broken:
-                            await asyncio.to_thread(self._reopen, remembered)
+                            await asyncio.to_thread(self._reopen, machine_id)
 
     def _journal_directory(self, remembered: Remembered) -> Path:
         for volume in self._config.retention_volumes:
@@ -202,6 +206,19 @@ class Replicas:
 
     def _is_remembered(self, machine_id: MachineId) -> bool:
         return (self._directory / f"{machine_id}.json").exists()
+
+    def _remembered(self, machine_id: MachineId) -> Remembered:
+        """Raises IntegrityError: one damaged file stops one machine's replica, never the others'."""
+        path = self._directory / f"{machine_id}.json"
+        try:
+            return records.decode(records.parse_json(path.read_text(encoding="utf-8")), Remembered, str(path))
+        except (OSError, ValueError, ConfigurationError) as error:
+            raise IntegrityError(
+                f"where the journal of machine {machine_id} lies cannot be read: {error}",
+                code="AttachmentUnreadable",
+                possible_causes="the file was damaged or edited",
+                remedy=f"reprotect the machine with the same retention volume, or restore {path}",
+            ) from error
 
     def _remember(self, remembered: Remembered) -> None:
         path = self._directory / f"{remembered.machine_id}.json"

@@ -37,7 +37,7 @@ class WitnessFile:
     def read(self) -> Witness | None:
         """None when there is none, or none that can be read (then the journal is taken as it is)."""
         try:
-            return records.decode(json.loads(self._path.read_text(encoding="utf-8")), Witness, str(self._path))
+            return records.decode(records.parse_json(self._path.read_text(encoding="utf-8")), Witness, str(self._path))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, FailbackError) as error:

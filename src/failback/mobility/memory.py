@@ -64,7 +64,7 @@ class MemoryFile:
     def _load(self) -> StreamMemory:
         fresh = StreamMemory(boot_id=self._boot_id)
         try:
-            table: Any = json.loads(self._path.read_text(encoding="utf-8"))
+            table: Any = records.parse_json(self._path.read_text(encoding="utf-8"))
             stored = records.decode(table, StreamMemory, str(self._path))
         except FileNotFoundError:
             return fresh

@@ -108,7 +108,8 @@ class Streams:
         self._group = group
         self._times = times
         self._segment_bytes = max(1 << 20, min(64 << 20, limit_bytes // 16))
-        self._read_budget = ReadBudget(read_bytes)
+        self._read_bytes = read_bytes
+        self._read_budgets: dict[Endpoint, ReadBudget] = {}
         self._recent_memory = RecentMemory(recent_bytes)
         self._served: dict[MachineId, _Served] = {}
         self._assigned: dict[MachineId, int] = {}
@@ -220,7 +221,7 @@ class Streams:
 
     async def _forward(self, stream: MachineStream, master_target: Endpoint) -> None:
         await stream.greeted.wait()
-        source = ForwardedItems(stream, self._read_budget)
+        source = ForwardedItems(stream, self._budget_of(master_target))
         sender = StreamSender(
             master_target, self._identity, source, expect=Role.MASTER_TARGET, times=self._times,
             sent_fault="forward.after_send", pace=stream.pacer.pace,
@@ -230,6 +231,13 @@ class Streams:
         finally:
             stream.master_target_linked = False
             source.drop_read_items()
+
+    def _budget_of(self, master_target: Endpoint) -> ReadBudget:
+        """Its part of the memory for reading; one item always passes."""
+        budget = self._read_budgets.setdefault(master_target, ReadBudget(self._read_bytes))
+        for each in self._read_budgets.values():
+            each.limit_bytes = self._read_bytes // len(self._read_budgets)
+        return budget
 
     async def _stop(self, machine_id: MachineId) -> None:
         served = self._served.pop(machine_id)

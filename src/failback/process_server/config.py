@@ -18,11 +18,11 @@ class ProcessServerConfig:
     spool_limit_bytes: int = 50 << 30
     listen_host: str = "0.0.0.0"
     listen_port: int = 9443
-    receive_memory_bytes: int = 64 << 20
+    receive_memory_bytes: int = 32 << 20
     """Memory for items that arrive, over all links."""
     read_memory_bytes: int = 32 << 20
     """Memory for items read back from the spools, over all machines."""
-    recent_memory_bytes: int = 96 << 20
+    recent_memory_bytes: int = 72 << 20
     """Memory for items that arrived and have neither landed nor been spooled, over all machines."""
     metrics_listen: str = ""
     """ADDRESS:PORT on loopback for Prometheus; empty: none."""

@@ -1,8 +1,9 @@
 """The link to the master target: items in order, from memory or read back from the spool; landed positions and replies come back.
 
-:class:`ForwardedItems` is the source of a :class:`failback.transport.sender.StreamSender`. Memory for items read ahead is
-shared by all machines (``ReadBudget``), so that two hundred backlogs do not add up. On every connection the master target's
-journal is compared with what was remembered: another incarnation, or less than it had acknowledged, ends the stream (D7).
+:class:`ForwardedItems` is the source of a :class:`failback.transport.sender.StreamSender`. Memory for items on their way
+is shared by all machines of a master target (``ReadBudget``), so that two hundred backlogs do not add up. On every connection the
+master target's journal is compared with what was remembered: another incarnation, or less than it had acknowledged, ends the
+stream (D7).
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ _READ_BYTES = 1 << 20
 
 
 class ReadBudget:
-    """Bytes of items that are read from spools and not yet written to a link, over all machines."""
+    """Bytes of items that are being written to one master target, or are read from spools to be, over its machines.
+
+    One for each master target: one that takes nothing must not hold up the machines of another.
+    """
 
     def __init__(self, limit_bytes: int) -> None:
         self._budget = ReceiveBudget(limit_bytes)
@@ -49,6 +53,14 @@ class ReadBudget:
 
     def release(self, count: int) -> None:
         self._budget.release(count)
+
+    @property
+    def limit_bytes(self) -> int:
+        return self._budget.limit_bytes
+
+    @limit_bytes.setter
+    def limit_bytes(self, limit: int) -> None:
+        self._budget.limit_bytes = limit
 
 
 class ForwardedItems:
@@ -100,11 +112,15 @@ class ForwardedItems:
             item = stream.recent.get(self._next)
             if item is not None:
                 self.drop_read_items()
+                await self._take(item.header.total_bytes)  # a peer that does not read holds it after the spool has it
+                if stream.recent.get(self._next) is not item:
+                    continue  # spooled and let go of meanwhile: it is read back
                 await stream.before_forwarding(self._next)
                 return item
             if self._next <= stream.spool.spooled_sequence:
                 await self._read()
                 continue
+            self.drop_read_items()  # what was taken before is written by now
             stream.more.clear()
             await stream.more.wait()
 
@@ -113,8 +129,7 @@ class ForwardedItems:
         if self._reader.next_sequence != self._next:
             self._reader = SpoolReader(self._stream.spool, self._next - 1)
         wanted = max(_READ_BYTES, await asyncio.to_thread(self._reader.next_bytes))
-        await self._budget.take(wanted)
-        self._taken_bytes = wanted
+        await self._take(wanted)
         self._ready.extend(await asyncio.to_thread(self._reader.read_some, _READ_BYTES))
 
     async def acknowledged(self, ack: Ack) -> None:
@@ -129,6 +144,10 @@ class ForwardedItems:
         stream.trouble = f"master target: {error.message}"
         if error.code in ENDING_CODES:
             await stream.end(error)
+
+    async def _take(self, count: int) -> None:
+        await self._budget.take(count)
+        self._taken_bytes = count
 
     def drop_read_items(self) -> None:
         self._ready.clear()

@@ -493,7 +493,7 @@ def _read_state(directory: Path, machine_id: MachineId, epoch: int) -> StreamSta
     if not path.exists():
         return StreamState(machine_id, epoch)
     try:
-        return records.decode(json.loads(path.read_text(encoding="utf-8")), StreamState, str(path))
+        return records.decode(records.parse_json(path.read_text(encoding="utf-8")), StreamState, str(path))
     except (ValueError, FailbackError) as error:
         raise IntegrityError(f"{path} cannot be read: {error}", code="SpoolDamaged") from error
 

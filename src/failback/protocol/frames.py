@@ -297,8 +297,10 @@ def _decode_json(frame_type: FrameType, expected: bytes, body: bytes) -> Message
     if checksum(body) != expected:
         raise IntegrityError(f"the body of a {frame_type.name} frame does not match its checksum")
     try:
-        message: Message = records.decode(json.loads(body), _CONTROL_CLASSES[frame_type], frame_type.name.lower())
-    except (ValueError, RecursionError, ConfigurationError) as error:
+        message: Message = records.decode(
+            records.parse_json(body), _CONTROL_CLASSES[frame_type], frame_type.name.lower()
+        )
+    except (ValueError, ConfigurationError) as error:
         raise ProtocolError(f"a {frame_type.name} frame cannot be read: {error}") from error
     return message
 

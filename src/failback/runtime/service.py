@@ -13,7 +13,7 @@ import socket
 from collections.abc import Awaitable, Callable
 
 from failback.errors import FailbackError
-from failback.runtime import logs
+from failback.runtime import allocator, logs
 
 log = logs.get(__name__)
 
@@ -33,6 +33,7 @@ def notify_ready() -> None:
 
 def run(main: Main, *, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> int:
     """Run ``main(stop)`` until it returns, fails, or a signal sets ``stop`` (then it has to return by itself)."""
+    allocator.give_back_large_buffers()
     try:
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(_guarded(main))

@@ -275,7 +275,7 @@ class ControlLoop(Generic[Assignment]):
         if self._file is None or not self._file.exists():
             return
         try:
-            stored = json.loads(self._file.read_text(encoding="utf-8"))
+            stored = records.parse_json(self._file.read_text(encoding="utf-8"))
             if stored["hardware_id"] != self._facts.hardware_id:
                 log.warning("remembered assignment belongs to other hardware and is ignored")
                 return

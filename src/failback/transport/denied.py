@@ -79,7 +79,7 @@ def _lookup(denied: DeniedCertificates) -> _Lookup:
 
 def _read(path: Path) -> DeniedCertificates:
     try:
-        return records.decode(json.loads(path.read_text(encoding="ascii")), DeniedCertificates, str(path))
+        return records.decode(records.parse_json(path.read_text(encoding="ascii")), DeniedCertificates, str(path))
     except FileNotFoundError:
         return DeniedCertificates()
     except (OSError, ValueError, FailbackError) as error:

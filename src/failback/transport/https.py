@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from failback.errors import AuthenticationError, ConfigurationError, FailbackError, PeerError, from_dict
 from failback.model.components import Role
+from failback.runtime import records
 
 if TYPE_CHECKING:
     from failback.transport.identity import Identity
@@ -112,7 +113,7 @@ class HttpsClient:
         if status != 200:
             raise _error(status, content)
         try:
-            return json.loads(content)
+            return records.parse_json(content)
         except ValueError as error:
             raise PeerError(
                 f"{self._host}:{self._port} answers what is not JSON",
@@ -171,8 +172,8 @@ class HttpsClient:
 
 def _error(status: int, content: bytes) -> FailbackError:
     try:
-        fields = json.loads(content).get("error") or {}
-    except (json.JSONDecodeError, AttributeError):
+        fields = records.parse_json(content).get("error") or {}
+    except (ValueError, AttributeError):
         fields = {}
     message = str(fields.get("message") or f"the configuration server answered with status {status}")
     if status in (401, 403):

@@ -128,14 +128,14 @@ def peer_identity(connection: ssl.SSLObject | ssl.SSLSocket) -> PeerIdentity:
 def load(directory: Path) -> Identity | None:
     """The identity stored in the directory, or None when enrolment has not finished there."""
     try:
-        stored = json.loads((directory / "component.json").read_text(encoding="utf-8"))
+        stored = records.parse_json((directory / "component.json").read_text(encoding="utf-8"))
         role = Role(stored["role"])
         component_id = stored["component_id"]
         if not isinstance(component_id, str):
             raise TypeError(component_id)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         log.warning(
             "the stored identity cannot be read: the component enrols again", directory=directory, reason=str(error)
         )

@@ -9,7 +9,6 @@ Errors are ``{"error": FailbackError.as_dict()}``.
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -167,8 +166,8 @@ async def body_of(request: Request, kind: type[T], limit_bytes: int = LARGEST_BO
     except TimeoutError:
         raise ConfigurationError(f"the request did not come within {LONGEST_SENDING_SECONDS:.0f} s") from None
     try:
-        table = json.loads(bytes(content), parse_constant=_no_number, parse_float=_finite)
-    except (ValueError, RecursionError) as error:
+        table = records.parse_json(bytes(content), parse_constant=_no_number, parse_float=_finite)
+    except ValueError as error:
         raise ConfigurationError(f"the request is not JSON: {error}") from error
     return records.decode(table, kind, "request")
 
