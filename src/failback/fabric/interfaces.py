@@ -9,7 +9,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
+
+from failback.protection.readiness.facts import AzureFacts, VSphereFacts
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
@@ -33,6 +35,8 @@ class FabricDisk:
     size_bytes: int
     """0 when the disk's file is missing."""
     missing: bool = False
+    backing: bool = False
+    """It is a snapshot's layer over another file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,8 @@ class FabricMachine:
     firmware: str
     """``bios`` or ``uefi``."""
     disks: tuple[FabricDisk, ...]
+    kind: str = "virtual"
+    """``physical`` where the fabric stands for machines without a hypervisor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +102,22 @@ class DisposableLayer(Protocol):
         ...
 
     def layered(self, fabric_id: str, key: str) -> bool: ...
+
+
+@runtime_checkable
+class DescribesVSphere(Protocol):
+    """What only a vSphere fabric can tell; readiness has not-applicable rows where a fabric lacks this."""
+
+    def vsphere(self, fabric_id: str, master_target_hardware_id: str) -> VSphereFacts:
+        """Of the machine and of the master target's machine, which is found by its SMBIOS UUID."""
+        ...
+
+
+@runtime_checkable
+class DescribesAzure(Protocol):
+    """What only an Azure fabric can tell."""
+
+    def azure(self, fabric_id: str) -> AzureFacts: ...
 
 
 class Fabric(Inventory, Power, DisposableLayer, Protocol):

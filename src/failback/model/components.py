@@ -227,6 +227,34 @@ class LagFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class BootKernel:
+    """A kernel that the boot loader may start. ``drivers``: in its initramfs or built in; None: it could not be read."""
+
+    version: str
+    drivers: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class MachineFacts:
+    """What the agent finds on its machine that decides whether it boots and is reached on other hardware."""
+
+    service_start: str = ""
+    """Start type of the mobility service: enabled | disabled; empty: no service manager was found."""
+    kernels: tuple[BootKernel, ...] = ()
+    unstable_names: tuple[str, ...] = ()
+    """Lines of fstab and of the boot loader that name a disk by the kernel's name (``/dev/sda1``)."""
+    efi_fallback: bool = False
+    """UEFI: the removable-media path holds a boot loader, so a machine without boot entries starts it."""
+    network_renderer: str = ""
+    """networkmanager | networkd | ifupdown | netplan | wicked; empty: none was found."""
+    static_addresses: tuple[str, ...] = ()
+    """``INTERFACE ADDRESS/PREFIX`` as the machine's own configuration says."""
+    dhcp_interfaces: tuple[str, ...] = ()
+    bound_to_hardware: tuple[str, ...] = ()
+    """Network configuration that names a hardware address: it does not fit another network card."""
+
+
+@dataclass(frozen=True, slots=True)
 class MobilityStatus:
     capture: str = "idle"
     """idle | starting | capturing | comparing | failed; comparing: by periodic comparison, without capture"""
@@ -260,6 +288,7 @@ class MobilityStatus:
     linked: bool = False
     """The process server is connected."""
     firmware: str = ""
+    machine: MachineFacts | None = None
     problem: str = ""
     """``CODE: sentence`` when the stream of ``epoch`` ended for good (see protection.repair_rules); empty while it goes on."""
 
@@ -287,7 +316,10 @@ class ProcessServerStatus:
 
 @dataclass(frozen=True, slots=True)
 class VolumeFacts:
-    """A retention volume or a datastore on a master target. ``problem`` says why it may not be used (seed rows 54-58)."""
+    """A retention volume or a datastore on a master target, as it is; ``problem`` says why it may not be used.
+
+    The fields after it are what readiness judges by itself; an older master target leaves them empty.
+    """
 
     name: str
     path: str
@@ -295,6 +327,15 @@ class VolumeFacts:
     capacity_bytes: int
     free_bytes: int
     problem: str = ""
+    mount_point: str = ""
+    """Where its file system is mounted."""
+    read_only: bool = False
+    locked: bool = False
+    """Another process holds it."""
+    holds: tuple[str, ...] = ()
+    """What else of this product lies in it (or it in that): ``the datastore store``, ``the installation`` ..."""
+    shares_with: tuple[str, ...] = ()
+    """What else of this product is on the same file system."""
 
 
 POINTS_LOST = "older recovery points cannot be reached"
@@ -363,6 +404,10 @@ class MasterTargetStatus:
     datastores: tuple[VolumeFacts, ...] = ()
     replicas: tuple[ReplicaStatus, ...] = ()
     views: tuple[ViewStatus, ...] = ()
+    disk_ids: tuple[str, ...] = ()
+    """Identities of its own disks, as agents tell theirs (``serial:...``, ``wwid:...``)."""
+    root_on_lvm: bool | None = None
+    """Whether its own system lies on LVM; None: it does not say."""
 
 
 # --- heartbeat ------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ Every order is idempotent: executing it again after a crash gives the same resul
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from failback.model.components import Role
 from failback.model.ids import MachineId, MarkId
@@ -54,6 +54,8 @@ class Probe:
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
     failures: dict[str, str]
+    milliseconds: dict[str, float] = field(default_factory=dict)
+    """How long each connection took that worked; an older component does not say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 from failback.model.components import Order
@@ -16,9 +17,19 @@ _PROBE_SECONDS = 5.0
 async def probe(order: Order, _: ReportProgress) -> dict[str, Any]:
     """Connect to each ``host:port`` of the order."""
     wanted = records.decode(order.arguments, Probe, "probe")
-    reasons = await asyncio.gather(*(_try_connect(target) for target in wanted.targets))
-    answer: dict[str, Any] = records.encode(ProbeResult(dict(zip(wanted.targets, reasons, strict=True))))
+    tried = await asyncio.gather(*(_timed(target) for target in wanted.targets))
+    by_target = dict(zip(wanted.targets, tried, strict=True))
+    failures = {target: reason for target, (reason, _) in by_target.items()}
+    took = {target: milliseconds for target, (reason, milliseconds) in by_target.items() if not reason}
+    answer: dict[str, Any] = records.encode(ProbeResult(failures, took))
     return answer
+
+
+async def _timed(target: str) -> tuple[str, float]:
+    """The reason (empty: it connects) and how long it took in milliseconds."""
+    begun = time.monotonic()
+    reason = await _try_connect(target)
+    return reason, round((time.monotonic() - begun) * 1e3, 2)
 
 
 async def _try_connect(target: str) -> str:

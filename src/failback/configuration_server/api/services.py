@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from failback import __version__
@@ -58,6 +59,8 @@ class Surroundings:
     """How long a request waits for a fabric's answer."""
     page_rows: int = 500
     """Of a list's page; more are told by ``nextLink``."""
+    backup_marker: Path | None = None
+    """A file that every backup of this server touches; its age is shown by readiness. None: not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,6 +30,7 @@ from failback.model import orders
 from failback.model.components import MobilityStatus
 from failback.model.ids import MarkId, PassId, new_id
 from failback.protection import failback_rules as rules
+from failback.protection import readiness
 from failback.protection.operations import Operation
 from failback.protection.states import Event, State
 from failback.runtime import logs, records
@@ -99,6 +100,9 @@ async def check(world: World, context: StepContext) -> None:
         raise PreconditionError(
             f"{item.name} has no recovery point", code="NoRecoveryPoint", remedy="wait for one", retryable=True
         )
+    failed = readiness.first_failure(await world.preflight(context.item_id, inputs, context.job_id))
+    if failed is not None:
+        raise failed
     if inputs.shut_down_source:
         await _in_step(world, context)
 

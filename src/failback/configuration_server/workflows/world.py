@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from failback.configuration_server.database.items import ItemRow
 from failback.configuration_server.jobs.context import JobCancelled, StepContext
 from failback.configuration_server.registry import News, Orders, announce_item
-from failback.configuration_server.workflows.inputs import ReprotectInputs
+from failback.configuration_server.workflows.inputs import FailoverInputs, ReprotectInputs
 from failback.errors import FabricError, FailbackError, NotFoundError, PeerError
 from failback.fabric.interfaces import Fabric, PowerState
 from failback.model.components import OrderReport, OrderState
@@ -25,7 +25,7 @@ from failback.runtime.clock import Clock, SystemClock, boot_id
 
 T = TypeVar("T")
 
-Preflight = Callable[[str, ReprotectInputs, str], Awaitable[Sequence[Check]]]
+Preflight = Callable[[str, ReprotectInputs | FailoverInputs, str], Awaitable[Sequence[Check]]]
 """``preflight(item_id, inputs, own_job_id)``: gather the facts and evaluate the readiness checks."""
 
 SLICE_SECONDS = 1.0
