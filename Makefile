@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CAPTURE := src/failback/mobility/capture/capture.bpf.o
 
-.PHONY: soak demo test check format lint types unit bench fuzz docs build clean system-packages
+.PHONY: soak demo test check format lint types unit bench fuzz docs readiness-page build clean system-packages
 
 demo: $(VENV)/.ready $(CAPTURE)
 	$(BIN)/failback lab demo
@@ -45,6 +45,10 @@ bench: $(VENV)/.ready $(CAPTURE)
 FUZZ_SECONDS ?= 60
 fuzz: $(VENV)/.ready $(CAPTURE)
 	$(BIN)/python fuzz/run.py all $(FUZZ_SECONDS)
+
+# The page of all preconditions, made from the registry.
+readiness-page: $(VENV)/.ready
+	$(BIN)/python -m failback.protection.readiness.document > docs/readiness.md
 
 build: $(VENV)/.ready $(CAPTURE)
 	$(BIN)/python -m build

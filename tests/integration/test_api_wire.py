@@ -112,9 +112,9 @@ def test_readiness_shows_each_check_and_what_blocks(site: SiteProcess) -> None:
     site.knob("blocked", ["127.0.0.1:9443"])
     _, blocked, _ = site.call("GET", f"{ITEM}/readiness?retentionVolume=small")
     failed = {check["name"]: check for check in blocked["value"] if check["verdict"] == "fail"}
-    assert set(failed) == {"connectivity: agent to process server", "retention volume suitable"}
+    assert set(failed) == {"connectivity: agent to process server", "retention volume: not FAT"}
     assert failed["connectivity: agent to process server"]["code"] == "78186"
-    assert "FAT32" in failed["retention volume suitable"]["sentence"]
+    assert "vfat" in failed["retention volume: not FAT"]["sentence"]
     site.knob("blocked", [])
 
 

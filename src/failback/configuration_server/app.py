@@ -34,6 +34,7 @@ from failback.configuration_server.jobs.engine import JobEngine
 from failback.configuration_server.jobs.executor import DbosExecutor
 from failback.configuration_server.monitors.disk_changes import DiskWatch
 from failback.configuration_server.monitors.repairs import Repairs
+from failback.configuration_server.monitors.replica_guard import ReplicaGuard
 from failback.configuration_server.monitors.watch import Monitors
 from failback.configuration_server.registry import News, Orders, Registry
 from failback.configuration_server.workflows.catalogue import scenarios
@@ -44,6 +45,11 @@ from failback.errors import FailbackError
 from failback.protection.operations import Side
 from failback.runtime import logs
 from failback.runtime.clock import Clock, SystemClock
+
+GUARD_EVERY = 3
+"""Passes of the monitors between two looks at the power of on-premises machines."""
+BACKUP_MARKER = "last-backup"
+"""In the state directory: a backup of this server touches it when it is done (docs/readiness.md, row 18)."""
 
 log = logs.get(__name__)
 
@@ -61,6 +67,7 @@ class Assembled:
     monitors: Monitors
     engine: JobEngine
     groups: GroupPoints
+    guard: ReplicaGuard
     application: FastAPI
 
     async def background(self) -> None:
@@ -73,6 +80,7 @@ class Assembled:
                 ScheduledPoints(self.database, self.orders, self.clock).run(), name="points by the policy"
             )
             group.create_task(self.groups.run(), name="marks of replication groups")
+            group.create_task(self.guard.run(), name="on-premises machines stay off")
 
     async def quiet(self) -> None:
         """Interrupt the jobs (they go on at the next start) and answer the long polls."""
@@ -106,7 +114,7 @@ def open_server(config: ServerConfig) -> Assembled:
     # proves its way to this server better than a probe.
     around = Surroundings(
         database=database, orders=orders, news=news, fabrics=sites, clock=clock,
-        heartbeat_alarm_seconds=config.heartbeat_alarm_seconds,
+        heartbeat_alarm_seconds=config.heartbeat_alarm_seconds, backup_marker=config.state_directory / BACKUP_MARKER,
     )  # fmt: skip
     world = World(
         orders=orders,
@@ -121,11 +129,25 @@ def open_server(config: ServerConfig) -> Assembled:
     groups = GroupPoints(database, clock, hold_seconds=config.limits.hold_seconds)
     services = Services(
         database=database, orders=orders, news=news, fabrics=sites, clock=clock, jobs=engine, groups=groups,
-        heartbeat_alarm_seconds=config.heartbeat_alarm_seconds, page_rows=config.page_rows,
+        heartbeat_alarm_seconds=config.heartbeat_alarm_seconds, backup_marker=around.backup_marker,
+        page_rows=config.page_rows,
     )  # fmt: skip
     application = application_of(config, services, desk, registry)
+    guard = ReplicaGuard(database, world.fabrics, clock, pause_seconds=config.monitor_seconds * GUARD_EVERY)
     return Assembled(
-        config, clock, database, installation, news, registry, orders, desk, monitors, engine, groups, application
+        config,
+        clock,
+        database,
+        installation,
+        news,
+        registry,
+        orders,
+        desk,
+        monitors,
+        engine,
+        groups,
+        guard,
+        application,
     )
 
 

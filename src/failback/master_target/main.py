@@ -19,7 +19,7 @@ from failback.master_target.replicas import Replicas
 from failback.model.components import MasterTargetAssignment, MasterTargetStatus, Role
 from failback.protection import figures
 from failback.runtime import config as configuration
-from failback.runtime import logs, niceness, service
+from failback.runtime import host, logs, niceness, service
 from failback.transport.control import ControlLoop
 from failback.transport.exposition import Exposition
 from failback.transport.identity import Identity, enrol_if_needed
@@ -129,4 +129,6 @@ def status(config: MasterTargetConfig, replicas: Replicas, server: LinkServer) -
         datastores=volumes.all_facts(config.datastores),
         replicas=replicas.statuses(),
         views=replicas.views.statuses(),
+        disk_ids=host.disk_identities(),
+        root_on_lvm=host.root_on_lvm(),
     )

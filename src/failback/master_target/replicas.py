@@ -76,6 +76,8 @@ class Replicas:
             place.name: VolumeQuota(place, partial(self._redo_bytes, place), partial(self._undo_bytes, place))
             for place in config.retention_volumes
         }
+        self._claims = volumes.VolumeClaims(config.retention_volumes)
+        self._claims.locked()  # claims those that are there
         self.views = ServedViews(self._runtime_directory)
         self.views.on_news = self._news
         self.scrubs = UndoScrubs(
@@ -130,8 +132,11 @@ class Replicas:
 
     def volume_facts(self) -> tuple[VolumeFacts, ...]:
         """The retention volumes, as large as their quotas let them be."""
-        found = volumes.all_facts(self._config.retention_volumes)
+        found = volumes.all_facts(self._config.retention_volumes, self._around())
         return tuple(self._quotas[facts.name].shown(facts) for facts in found)
+
+    def _around(self) -> volumes.Surrounding:
+        return volumes.Surrounding(volumes.neighbours_of(self._config), self._claims.locked())
 
     def _give_policy(self, machine_id: MachineId, replica: Replica) -> None:
         for place in self._config.retention_volumes:
@@ -266,7 +271,7 @@ class Replicas:
 
     def _check_volume(self, arguments: AttachReplica) -> None:
         volume = next(each for each in self._config.retention_volumes if each.name == arguments.retention_volume)
-        (found,) = volumes.all_facts((volume,))
+        (found,) = volumes.all_facts((volume,), self._around())
         if found.problem:
             raise PreconditionError(f"the retention volume {volume.name} cannot be used: {found.problem}",
                                     code="RetentionVolumeUnfit", remedy="mount it, or name another one")  # fmt: skip
@@ -323,6 +328,7 @@ class Replicas:
     def close(self) -> None:
         self.scrubs.close()
         self.views.close()
+        self._claims.close()
         for replica in self._replicas.values():
             with contextlib.suppress(FailbackError):  # a clean end is a courtesy; the journal knows where it stands
                 replica.close()

@@ -6,22 +6,22 @@ unwise (the same file system as a datastore, or as the master target's own state
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from failback.errors import PreconditionError
 from failback.master_target.config import MasterTargetConfig, NamedPlace
 from failback.model.components import VolumeFacts
 from failback.model.points import ReplicaDisk
+from failback.protection.readiness.retention import INSTALLATION, problem_of
 from failback.runtime import logs
 
 log = logs.get(__name__)
 
-_FAT = frozenset({"vfat", "msdos", "exfat", "fat"})
-
-
+CLAIM_FILE = ".failback-master-target"
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -54,33 +54,60 @@ def mount_of(path: Path, mounts: list[Mount]) -> Mount | None:
     return max(enumerate(above), key=lambda pair: (len(pair[1].point.parts), pair[0]))[1] if above else None
 
 
-def facts(place: NamedPlace, mounts: list[Mount]) -> VolumeFacts:
+@dataclass(frozen=True, slots=True)
+class Surrounding:
+    """What else of the product is on this machine: name (``the datastore store``) and path, and held volumes."""
+
+    others: tuple[tuple[str, Path], ...] = ()
+    locked: frozenset[Path] = frozenset()
+
+
+NOTHING = Surrounding()
+
+
+def facts(place: NamedPlace, mounts: list[Mount], around: Surrounding = NOTHING) -> VolumeFacts:
     """Look at the place now."""
+    found = _measured(place, mounts)
+    lies = place.path.resolve()
+    device = _device(lies)
+    others = [(name, path.resolve()) for name, path in around.others]
+    holds = tuple(name for name, path in others if path.is_relative_to(lies) or lies.is_relative_to(path))
+    shares = tuple(
+        name for name, path in others if name not in holds and device is not None and _device(path) == device
+    )
+    full = replace(found, holds=holds, shares_with=shares, locked=place.path in around.locked)
+    _, problem = problem_of(full)
+    return replace(full, problem=problem)
+
+
+def _device(path: Path) -> int | None:
+    try:
+        return path.stat().st_dev
+    except OSError:
+        return None
+
+
+def _measured(place: NamedPlace, mounts: list[Mount]) -> VolumeFacts:
     mount = mount_of(place.path.resolve(), mounts)
-    filesystem = mount.filesystem if mount else ""
-
-    def with_problem(problem: str, capacity: int = 0, free: int = 0) -> VolumeFacts:
-        return VolumeFacts(place.name, str(place.path), filesystem, capacity, free, problem)
-
+    filesystem, point = (mount.filesystem, str(mount.point)) if mount else ("", "")
+    unknown = VolumeFacts(place.name, str(place.path), filesystem, 0, 0, mount_point=point)
     try:
         if not place.path.is_dir():
-            return with_problem("it is not there" if not place.path.exists() else "it is not a directory")
+            return replace(unknown, problem="it is not there" if not place.path.exists() else "it is not a directory")
         measured = os.statvfs(place.path)
     except OSError as error:
-        return with_problem(f"it cannot be read: {error.strerror}")
-    capacity, free = measured.f_blocks * measured.f_frsize, measured.f_bavail * measured.f_frsize
-    if capacity == 0:
-        return with_problem("its capacity is zero")
-    if filesystem in _FAT:
-        return with_problem(f"its file system is {filesystem}; ext4, xfs or btrfs is needed", capacity, free)
-    if (mount is not None and mount.read_only) or not os.access(place.path, os.W_OK):
-        return with_problem("it is mounted read-only", capacity, free)
-    return with_problem("", capacity, free)
+        return replace(unknown, problem=f"it cannot be read: {error.strerror}")
+    return replace(
+        unknown,
+        capacity_bytes=measured.f_blocks * measured.f_frsize,
+        free_bytes=measured.f_bavail * measured.f_frsize,
+        read_only=(mount is not None and mount.read_only) or not os.access(place.path, os.W_OK),
+    )
 
 
-def all_facts(places: tuple[NamedPlace, ...]) -> tuple[VolumeFacts, ...]:
+def all_facts(places: tuple[NamedPlace, ...], around: Surrounding = NOTHING) -> tuple[VolumeFacts, ...]:
     mounts = parse_mounts(Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
-    return tuple(facts(place, mounts) for place in places)
+    return tuple(facts(place, mounts, around) for place in places)
 
 
 def check_disks(disks: tuple[ReplicaDisk, ...], datastores: tuple[NamedPlace, ...]) -> None:
@@ -104,10 +131,53 @@ def check_disks(disks: tuple[ReplicaDisk, ...], datastores: tuple[NamedPlace, ..
             )
 
 
+def neighbours_of(config: MasterTargetConfig) -> tuple[tuple[str, Path], ...]:
+    """What a retention volume should not share a place with: datastores, and the product's own files."""
+    return (
+        *((f"the datastore {store.name}", store.path) for store in config.datastores),
+        (f"{INSTALLATION} (the master target's state)", config.state_directory),
+        (f"{INSTALLATION} (its program)", Path(__file__).parents[1]),
+    )
+
+
+class VolumeClaims:
+    """Holds the retention volumes of this process, so that a second master target does not write there.
+
+    A POSIX lock on a file in each volume: gone with the process, whatever ends it. A volume that is not there yet is
+    claimed when it appears; ``locked`` are those that another process holds.
+    """
+
+    def __init__(self, places: tuple[NamedPlace, ...]) -> None:
+        self._paths = tuple(place.path for place in places)
+        self._held: dict[Path, int] = {}
+
+    def locked(self) -> frozenset[Path]:
+        return frozenset(path for path in self._paths if not self._claim(path))
+
+    def _claim(self, path: Path) -> bool:
+        """False when another process holds it; a place that cannot be written is nobody's."""
+        if path in self._held or not path.is_dir():
+            return True
+        try:
+            descriptor = os.open(path / CLAIM_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError:
+            return True
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            return False
+        self._held[path] = descriptor
+        return True
+
+    def close(self) -> None:
+        while self._held:
+            os.close(self._held.popitem()[1])
+
+
 def warn_of_neighbours(config: MasterTargetConfig) -> None:
     """Say at the start which retention volumes share a file system with something that can fill or lose it."""
-    others = [(f"the datastore {store.name}", store.path) for store in config.datastores]
-    others.append(("the master target's own state", config.state_directory))
+    others = neighbours_of(config)
     for volume in config.retention_volumes:
         for name, path in others:
             if volume.path.exists() and path.exists() and volume.path.stat().st_dev == path.stat().st_dev:

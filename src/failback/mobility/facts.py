@@ -11,18 +11,10 @@ from pathlib import Path
 
 from failback.mobility import mounts
 from failback.model.components import DiskFacts
+from failback.runtime.host import SYS, disk_identity, text_of
 
-SYS = Path("/sys")
 SECTOR_BYTES = 512
 _NEVER = ("ram", "zram", "sr", "fd", "dm-", "md", "nbd")
-
-
-def text_of(path: Path) -> str:
-    """A sysfs file's text, stripped; empty when it is absent or unreadable."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip().strip("\0").strip()
-    except OSError:
-        return ""
 
 
 def firmware() -> str:
@@ -31,29 +23,15 @@ def firmware() -> str:
 
 def device_match(name: str) -> str:
     """``serial:...``, ``wwid:...``, ``path:...`` or ``name:...`` of the disk ``name`` (without /dev/)."""
-    block = SYS / "block" / name
-    serial = text_of(block / "serial") or text_of(block / "device/serial")
-    if not serial:
-        serial = _vital_product_serial(block / "device/vpd_pg80")
-    if serial:
-        return f"serial:{serial}"
-    wwid = text_of(block / "wwid") or text_of(block / "device/wwid")
-    if wwid:
-        return f"wwid:{' '.join(wwid.split())}"
+    identity = disk_identity(name)
+    if identity:
+        return identity
     by_path = Path("/dev/disk/by-path")
     if by_path.is_dir():
         for link in sorted(by_path.iterdir()):
             if os.path.realpath(link) == f"/dev/{name}":
                 return f"path:{link.name}"
     return f"name:{name}"
-
-
-def _vital_product_serial(page: Path) -> str:
-    """SCSI unit serial number page: four bytes of header, then the text."""
-    try:
-        return page.read_bytes()[4:].decode("ascii", "replace").strip("\0 ")
-    except OSError:
-        return ""
 
 
 def disks(only: tuple[str, ...] = (), exclude: tuple[str, ...] = ()) -> tuple[DiskFacts, ...]:

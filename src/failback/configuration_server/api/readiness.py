@@ -44,6 +44,7 @@ def router(services: Services) -> APIRouter:
 
 
 def _choice(
+    *,
     process_server: Annotated[str, Query(alias="processServer")] = "",
     master_target: Annotated[str, Query(alias="masterTarget")] = "",
     retention_volume: Annotated[str, Query(alias="retentionVolume")] = "",

@@ -204,9 +204,7 @@ def _age(services: Surroundings, row: ComponentRow | None) -> float | None:
     return max(0.0, (services.clock.wall_ns() - row.last_heartbeat_wall_ns) / 1e9)
 
 
-def _component(
-    services: Surroundings, row: ComponentRow | None, sides: tuple[_Side, _Side]
-) -> ComponentFacts | None:
+def _component(services: Surroundings, row: ComponentRow | None, sides: tuple[_Side, _Side]) -> ComponentFacts | None:
     if row is None:
         return None
     heard = row.last_heartbeat_wall_ns

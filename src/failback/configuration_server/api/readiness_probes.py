@@ -113,9 +113,7 @@ async def _try_edges(services: Surroundings, edges: list[_Edge]) -> tuple[Probed
     return tuple(found)
 
 
-async def _probe(
-    services: Surroundings, component_id: str, targets: tuple[str, ...]
-) -> orders.ProbeResult | None:
+async def _probe(services: Surroundings, component_id: str, targets: tuple[str, ...]) -> orders.ProbeResult | None:
     """None when the component did not answer in time."""
     try:
         result = await services.orders.carry_out(

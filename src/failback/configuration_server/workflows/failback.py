@@ -23,6 +23,7 @@ from failback.configuration_server.jobs.scenario import Scenario, Task
 from failback.configuration_server.workflows import pieces
 from failback.configuration_server.workflows.finalize import IR_COMPLETION
 from failback.configuration_server.workflows.inputs import FailoverInputs
+from failback.configuration_server.workflows.preflight import pass_preflight
 from failback.configuration_server.workflows.world import ORDER_TIMED_OUT, Work, World, carry_out, carry_out_plainly
 from failback.errors import ConflictError, FailbackError, FreezeError, PeerError, PreconditionError
 from failback.fabric.interfaces import PowerState
@@ -30,7 +31,6 @@ from failback.model import orders
 from failback.model.components import MobilityStatus
 from failback.model.ids import MarkId, PassId, new_id
 from failback.protection import failback_rules as rules
-from failback.protection import readiness
 from failback.protection.operations import Operation
 from failback.protection.states import Event, State
 from failback.runtime import logs, records
@@ -100,9 +100,7 @@ async def check(world: World, context: StepContext) -> None:
         raise PreconditionError(
             f"{item.name} has no recovery point", code="NoRecoveryPoint", remedy="wait for one", retryable=True
         )
-    failed = readiness.first_failure(await world.preflight(context.item_id, inputs, context.job_id))
-    if failed is not None:
-        raise failed
+    await pass_preflight(world, context, inputs)
     if inputs.shut_down_source:
         await _in_step(world, context)
 

@@ -8,7 +8,6 @@ the pass. A cancelled reprotect puts the disks back to that point where the mast
 
 from __future__ import annotations
 
-import asyncio
 import posixpath
 from functools import partial
 from typing import Any
@@ -21,6 +20,7 @@ from failback.configuration_server.jobs.scenario import JOB_TASK, FollowUp, Scen
 from failback.configuration_server.workflows import pieces
 from failback.configuration_server.workflows.finalize import IR_COMPLETION
 from failback.configuration_server.workflows.inputs import ReprotectInputs
+from failback.configuration_server.workflows.preflight import pass_preflight
 from failback.configuration_server.workflows.world import Work, World, carry_out, carry_out_plainly
 from failback.errors import ConflictError, NotFoundError, PeerError, PreconditionError
 from failback.fabric.interfaces import FabricMachine, PowerState
@@ -29,7 +29,6 @@ from failback.model.components import MasterTargetStatus
 from failback.model.ids import DiskId
 from failback.model.points import PointChoice, PointKind, PointSelector, ReplicaDisk
 from failback.protection import failback_rules as rules
-from failback.protection import readiness
 from failback.protection.states import Event, State
 from failback.runtime import logs, records
 
@@ -75,22 +74,9 @@ def _inputs(context: StepContext) -> ReprotectInputs:
 
 
 async def check_prerequisites(world: World, context: StepContext) -> dict[str, Any]:
-    """Every readiness check; the first that failed is the task's error, the others are named in its causes.
-
-    A component that cannot be reached may be starting again (a kill, an upgrade): it is asked again for a while.
-    """
-    await context.say("checking the prerequisites")
-    deadline = world.clock.monotonic() + world.timing.connect_seconds
-    while True:
-        checks = await world.preflight(context.item_id, _inputs(context), context.job_id)
-        failed = readiness.first_failure(checks)
-        if failed is None:
-            return {"checks": [f"{check.name}: {check.sentence}" for check in checks]}
-        if not readiness.may_pass_soon(checks) or world.clock.monotonic() >= deadline:
-            raise failed
-        await context.say(f"waiting: {failed.message}")
-        await context.checkpoint()
-        await asyncio.sleep(1.0)
+    """Every readiness check; the first that failed is the task's error, the others are named in its causes."""
+    checks = await pass_preflight(world, context, _inputs(context))
+    return {"checks": [f"{check.name}: {check.sentence}" for check in checks]}
 
 
 async def commit_failover(_world: World, context: StepContext) -> None:

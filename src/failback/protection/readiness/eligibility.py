@@ -132,7 +132,7 @@ ROWS = (
         operations=BOTH, code="ProtectionDisabled", remedy="import the machine anew"),
     Row("5", "B", "on-premises origin", "item", "cannot be reprotected; refused at import as well", check=has_origin,
         operations=BOTH, code="NoOnPremisesOrigin", remedy="protect it as a cloud machine instead",
-        by=("failback.configuration_server.api.import_item:router",)),
+        by=("failback.configuration_server.api.import_item:no_origin",)),
     Row("8", "B", "source kind", "item", "out of scope", check=source_kind, operations=BOTH, code="SourceKindNotSupported",
         remedy="protect it as what it is: a virtual or a physical machine"),
     Row("9", "B", "not Windows Server 2008 R2 SP1 as physical", "item (system and source kind)", "failback is impossible",

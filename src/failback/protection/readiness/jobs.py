@@ -57,7 +57,7 @@ ROWS = (
         reason="kept as it is: failback.protection.policy_rules refuses an edit"),
     Row("74", "U", "the job can be followed", "job", "none", Place.DOCUMENTED,
         reason="`failback job show`, and the portal's page"),
-    Row("75", "P", "values for each machine of a plan", "recovery plan", "missing values are refused", Place.INPUT,
+    Row("75", "P", "values for each machine of a plan", "recovery plan", "missing values of a machine are refused (506)", Place.INPUT,
         by=("failback.configuration_server.api.inputs:check_reprotect",)),
     Row("76", "P", "members of a group together", "replication group", "a common point needs all of them", Place.RUNTIME_GUARD,
         by=("failback.configuration_server.workflows.group_point:GroupPoints",)),
