@@ -120,6 +120,15 @@ def unfence(disk: ReplicaDisk) -> None:
         faults.point("unfence.mid")
 
 
+def moved_away(disk: ReplicaDisk) -> bool:
+    """Whether a disk that is open as a replica is not under its name any more: somebody moved or deleted its file.
+
+    What is written still goes to the open file, wherever that is now; the machine would not find it.
+    """
+    path = Path(disk.path)
+    return not fenced(path).exists() and not _is_block_device(path)
+
+
 def is_lost(device: BlockDevice) -> bool:
     """Whether what serves the disk is gone, so that only opening it again helps."""
     return isinstance(device, qcow2.Qcow2Device) and device.lost

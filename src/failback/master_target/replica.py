@@ -52,6 +52,7 @@ class Replica:
         self.landing_problem = ""
         self._problem = ""
         self._points_problem = ""
+        self._moved_problem = ""
         self._runtime_directory = runtime_directory
         self._devices: dict[int, BlockDevice] = {}
         self._thread: threading.Thread | None = None
@@ -307,7 +308,7 @@ class Replica:
         damage = self.journal.damage
         if damage is not None and damage.refuses(self.journal.epoch):
             return f"{damage.code}: {damage.reason}"
-        return self._problem or self.landing_problem or self._points_problem
+        return self._problem or self.landing_problem or self._moved_problem or self._points_problem
 
     # --- status -----------------------------------------------------------------------------------------------------
 
@@ -318,6 +319,8 @@ class Replica:
         journal = self.journal
         applied = journal.applied
         lost = journal.lost
+        moved = [disk.path for disk in journal.catalogue.disks if self._devices and replica_disk.moved_away(disk)]
+        self._moved_problem = f"the files of disks were moved or deleted: {', '.join(moved)}" if moved else ""
         self._points_problem = f"{POINTS_LOST}: {lost.reason}" if lost.reason else ""
         state = self.state
         if state in (COMMITTED, DETACHED):

@@ -122,7 +122,7 @@ ROWS = (
         check=excluded_from_storage_vmotion, code="StorageVmotionNotExcluded",
         remedy="exclude it from Storage vMotion (DRS rule)"),
     Row("46", "R", "storage of the master target moved", "disks attached to the master target", "detaching fails",
-        Place.RUNTIME_GUARD, by=("failback.master_target.replica:Replica",)),
+        Place.RUNTIME_GUARD, by=("failback.block.replica_disk:moved_away",)),
     Row("47", "P", "master target: VMware Tools", "master target's virtual machine", "datastores are not detected",
         check=tools, code="VMwareToolsMissing", remedy="install VMware Tools or open-vm-tools"),
     Row("L6", "L", "open-vm-tools are accepted", "master target's virtual machine", "as row 47", with_row="47"),
