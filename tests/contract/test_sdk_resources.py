@@ -131,6 +131,18 @@ def test_dates_are_dates_and_any_version_is_served(client: SiteRecoveryManagemen
         assert [item["name"] for item in listed["value"]] == ["ledger"]
 
 
+def test_operations_are_named_with_the_role_that_they_need(client: SiteRecoveryManagementClient) -> None:
+    told = {one.name: one.display.description for one in client.operations.list(GROUP[0])}
+    vault, item = (
+        "Microsoft.RecoveryServices/vaults",
+        "replicationFabrics/replicationProtectionContainers/replicationProtectedItems",
+    )
+    assert told[f"{vault}/replicationJobs/read"] == "needs the role reader"
+    assert told[f"{vault}/{item}/unplannedFailover/action"] == "needs the role operator"
+    assert told[f"{vault}/{item}/remove/action"] == "needs the role administrator"
+    assert f"{vault}/{item}/testFailover/action" not in told, "it is not served yet"
+
+
 def test_what_there_is_none_of_is_an_empty_list(client: SiteRecoveryManagementClient) -> None:
     for collection in (
         client.replication_recovery_plans.list(*GROUP), client.replication_networks.list(*GROUP),

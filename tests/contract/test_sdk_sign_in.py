@@ -19,9 +19,14 @@ from running_configuration_server import RunningConfigurationServer
 from failback.configuration_server.api.access_rules import Access, needed
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningConfigurationServer]:
-    with RunningConfigurationServer(tmp_path_factory.mktemp("server"), "token_seconds = 900.0\n") as running:
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningConfigurationServer]:
+    lines = "token_seconds = 900.0\n"
+    if request.param == "postgresql":
+        lines += f'database_url = "{request.getfixturevalue("postgres").fresh()}"\n'
+    with RunningConfigurationServer(tmp_path_factory.mktemp("server"), lines) as running:
         yield running
 
 

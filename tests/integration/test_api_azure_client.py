@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -144,22 +143,3 @@ def test_what_is_not_there_is_not_found(client: SiteRecoveryManagementClient) ->
 def test_without_a_known_token_nothing_is_answered(site: SiteProcess, token: str) -> None:
     with pytest.raises(ClientAuthenticationError):
         connect(site, token).replication_protected_items.get(*ITEM)
-
-
-def test_a_failed_job_gives_its_code_and_can_be_restarted(tmp_path: Path) -> None:
-    with SiteProcess(tmp_path) as site:
-        site.import_ledger()
-        client = connect(site, site.token)
-        site.power("cloud-vm", "Off")
-        with pytest.raises(HttpResponseError) as failure:
-            client.replication_protected_items.begin_reprotect(*ITEM, reprotect_input()).result()
-        assert failure.value.error is not None
-        assert failure.value.error.code == "78093"
-        job = next(iter(client.replication_jobs.list(*VAULT)))
-        assert (job.properties.state, job.properties.allowed_actions) == ("Failed", ["Restart"])
-        error = client.replication_jobs.get(*VAULT, job.name).properties.errors[0]
-        assert (error.service_error_details.code, error.provider_error_details.error_code) == ("78093", 78093)
-        assert "start the machine" in error.service_error_details.recommended_action
-        site.power("cloud-vm", "On")
-        client.replication_jobs.begin_restart(*VAULT, job.name).result()
-        site.wait_for_state("Protected")

@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from failback import __version__
-from failback.configuration_server.api import arm_router, faults, forwarded, metrics, oauth
+from failback.configuration_server.api import arm_router, faults, forwarded, metrics, oauth, operations_list
 from failback.configuration_server.api.gate import Gate
 from failback.configuration_server.api.readiness import preflight_of
 from failback.configuration_server.api.services import Services, SiteFabric, Surroundings
@@ -165,6 +165,7 @@ def application_of(config: ServerConfig, services: Services, desk: EnrolmentDesk
     application.include_router(group_router(services.groups), include_in_schema=False)
     application.include_router(token_router(desk), dependencies=[Depends(signed_in(services))], include_in_schema=False)
     application.include_router(arm_router(services))
+    application.include_router(operations_list.router(), dependencies=[Depends(signed_in(services))])
     application.include_router(metrics.router(services))
     application.include_router(oauth.router(services, config.token_seconds))
     application.add_middleware(Gate, services=services, proxies=forwarded.parse(config.trusted_proxies))
