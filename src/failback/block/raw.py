@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from failback.block.device import Buffer, check_range
+from failback.block.direct import DirectWriter
 from failback.errors import OutOfSpaceError, StorageError
 
 _BLKGETSIZE64 = 0x80081272
@@ -46,6 +47,7 @@ class RawDevice:
             self._size_bytes: int = struct.unpack("<Q", answer)[0]
         else:
             self._size_bytes = status.st_size
+        self._direct = DirectWriter(path) if writable else None
 
     @property
     def size_bytes(self) -> int:
@@ -75,11 +77,13 @@ class RawDevice:
         check_range(self._size_bytes, offset, len(data), str(self.path))
         view = memoryview(data)
         done = 0
-        while done < len(view):
-            try:
+        try:
+            if self._direct is not None:
+                done = self._direct.write(offset, view)
+            while done < len(view):
                 done += os.pwrite(self._fd, view[done:], offset + done)
-            except OSError as error:
-                raise storage_error(f"cannot write {self.path} at {offset + done}", error) from error
+        except OSError as error:
+            raise storage_error(f"cannot write {self.path} at {offset + done}", error) from error
 
     def zero(self, offset: int, length: int) -> None:
         check_range(self._size_bytes, offset, length, str(self.path))
@@ -147,6 +151,8 @@ class RawDevice:
             raise storage_error(f"cannot find the holes of {self.path}", error) from error
 
     def close(self) -> None:
+        if self._direct is not None:
+            self._direct.close()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -428,11 +428,27 @@ class Preserver:
         return len(ids) * UNDO_BLOCK_BYTES
 
     def _read_chunk(self, disk: int, ids: Blocks) -> bytes:
-        content = read_blocks(self._devices[disk], ids)
+        device = self._devices[disk]
+        if _is_hole(device, ids):
+            return join_record(_zero_runs(disk, ids), b"", self.file.interval_id)
+        content = read_blocks(device, ids)
         return pack_record(disk, ids, content, self.file.interval_id, compress=self._compress)[0]
 
     def sync(self) -> None:
         self.file.sync()
+
+
+def _is_hole(device: BlockDevice, ids: Blocks) -> bool:
+    """Whether one stretch without any data: on a new disk most of a first copy."""
+    offset = int(ids[0]) * UNDO_BLOCK_BYTES
+    length = min(len(ids) * UNDO_BLOCK_BYTES, device.size_bytes - offset)
+    together = int(ids[-1]) - int(ids[0]) == len(ids) - 1
+    return together and len(ids) >= _HOLE_SEARCH_BLOCKS and next(iter(device.data_ranges(offset, length)), None) is None
+
+
+def _zero_runs(disk: int, ids: Blocks) -> Runs:
+    """The table of one stretch of zeroes."""
+    return np.array([(disk, int(RunKind.ZERO), 0, len(ids), int(ids[0]))], RUN_DTYPE)
 
 
 def read_blocks(device: BlockDevice, ids: Blocks) -> npt.NDArray[np.uint8]:
