@@ -26,6 +26,7 @@ from failback.errors import ConflictError, FabricError, FailbackError, NotFoundE
 from failback.fabric.interfaces import Datastore, FabricDisk, FabricMachine, PowerState, Progress
 from failback.model import orders as kinds
 from failback.model.components import (
+    ComparisonStatus,
     DiskFacts,
     Heartbeat,
     MasterTargetStatus,
@@ -263,8 +264,10 @@ class Components:
                 if assignment["active"] and known != (assignment["epoch"], assignment["pass_id"]):
                     agent.update(epoch=assignment["epoch"], pass_id=assignment["pass_id"], ticks=0)
                     state["log"].append("pass begun")
-                agent["capture"] = "capturing" if assignment["active"] else "idle"
-            if agent["capture"] == "capturing" and not state["knobs"].get("no sync"):
+                working = "comparing" if assignment["comparison_seconds"] else "capturing"
+                agent["capture"] = working if assignment["active"] else "idle"
+                agent["comparison_seconds"] = assignment["comparison_seconds"]
+            if agent["capture"] in ("capturing", "comparing") and not state["knobs"].get("no sync"):
                 agent["ticks"] += 1
         for order in orders:
             self._carry_out(order, self._agent_order)
@@ -273,13 +276,15 @@ class Components:
         agent = self._sites.read()["agent"]
         if machine == HOME:
             return MobilityStatus()
-        done = agent["ticks"] >= 3
+        done, every = agent["ticks"] >= 3, agent.get("comparison_seconds", 0)
         sync = tuple(SyncProgress(DiskId(disk), 100, min(100, agent["ticks"] * 34), 10, 10, done) for disk in DISKS)
         return MobilityStatus(
-            capture=agent["capture"], self_test="passed", epoch=agent["epoch"], pass_id=PassId(agent["pass_id"]),
+            capture=agent["capture"], self_test="failed" if every else "passed",
+            epoch=agent["epoch"], pass_id=PassId(agent["pass_id"]),
             disks=self._disks(), sync_done=done, sync=sync, landed_sequence=min(99, agent["ticks"]),
             freeze="frozen" if agent["frozen"] else "", linked=True,
             problem=self._problem("agent problem", agent["epoch"]),
+            comparison=ComparisonStatus(every, smeared=2) if every else None,
             scrub=records.decode(agent["scrub"], ScrubStatus) if agent.get("scrub") else None,
         )  # fmt: skip
 
@@ -325,7 +330,7 @@ class Components:
     async def _master_target(self) -> None:
         with self._sites.change() as state:
             agent, epoch = state["agent"], state["agent"]["epoch"]
-            done = agent["ticks"] >= 3 and state["replica_epoch"] == epoch
+            done = agent["ticks"] >= 3 and state["replica_epoch"] == epoch and not agent.get("comparison_seconds")
             if done and not any(point[2] == epoch for point in state["points"]):
                 state["points"].append([f"point-of-{epoch}", PointKind.CRASH_CONSISTENT.value, epoch])
         orders, assignment = await self._heartbeat(
@@ -349,6 +354,7 @@ class Components:
             for index, (point, kind, epoch) in enumerate(state["points"])
         )
         done = state["agent"]["ticks"] >= 3 and state["replica_epoch"] == state["agent"]["epoch"]
+        done = done and not state["agent"].get("comparison_seconds")  # it writes all the time
         replica = ReplicaStatus(
             MachineId(MACHINE), state["replica"], state["replica_epoch"], "incarnation-1", 99, 1, 1, done, points=points,
             problem=self._problem("replica problem", state["replica_epoch"]),

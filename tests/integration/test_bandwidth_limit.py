@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_client import ITEM, SiteProcess
+from api_client import ITEM, VAULT, SiteProcess
 from mobility_world import World, run
 from process_server_doubles import make_batch
 from process_server_site import Site, eventually
@@ -102,6 +102,27 @@ def test_settings_of_an_item(plane: SiteProcess) -> None:
     assert (
         patch(plane, schedule=[])[1]["properties"]["providerSpecificDetails"]["failback"]["bandwidth"]["schedule"] == []
     )
+
+
+def test_a_policys_limit_holds_where_a_machine_has_none_of_its_own(plane: SiteProcess) -> None:
+    def policy(**bandwidth: Any) -> tuple[int, dict[str, Any]]:
+        settings = {"replicationProviderSettings": {"bandwidth": bandwidth}}
+        status, body, _ = plane.call("PATCH", f"{VAULT}/replicationPolicies/failback", {"properties": settings})
+        return status, body
+
+    def shown(body: dict[str, Any]) -> tuple[str, str]:
+        found = body["properties"]["providerSpecificDetails"]["failback"]["bandwidth"]
+        return found["limit"], found["from"]
+
+    status, body = policy(limit="20MB/s", schedule=["daily 22:00-06:00 none"], timeZone="Europe/Berlin")
+    assert status == 200 and body["properties"]["providerSpecificDetails"]["bandwidth"]["limit"] == "20MB/s"
+    assert shown(patch(plane, limit="policy")[1]) == ("20MB/s", "policy")
+    assert shown(patch(plane, limit="5MB/s")[1]) == ("5MB/s", "item")
+    assert shown(patch(plane, limit="none")[1]) == ("none", "item"), "none by name is a limit of its own"
+    assert shown(patch(plane, limit="policy")[1]) == ("20MB/s", "policy")
+    assert policy(limit="none", schedule=[])[0] == 200
+    status, body = policy(limit="fast")
+    assert (status, body["error"]["code"]) == (400, "InvalidBandwidth")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="capturing needs root")

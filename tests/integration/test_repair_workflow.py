@@ -199,3 +199,19 @@ async def test_a_lost_journal_is_made_anew_only_when_an_operator_asks(run: Runni
     assert (await job(run, REPAIR, {}, "operator")).state == "Succeeded"
     assert item(run).protection_state == "Protected" and item(run).epoch == epoch + 1
     assert run.sites.read()["log"] == ["replica attached", "pass begun"]
+
+
+async def test_a_machine_that_cannot_be_captured_is_compared_and_captured_again_by_choice(run: Running) -> None:
+    """It is protected without a point, the failback's mark makes one; a repair changes the way of replication."""
+    inputs = {**REPROTECT_INPUTS, "comparison_minutes": 15}
+    started = await run.engine.start("SwitchReplicationGroupProtection", ITEM, inputs, "compared")
+    assert await finished(run, started, 60) == "Succeeded"
+    assert (item(run).protection_state, item(run).comparison_minutes) == ("Protected", 15)
+    agent = run.sites.read()["agent"]
+    assert (agent["comparison_seconds"], agent["capture"]) == (900, "comparing")
+    assert [point[0] for point in run.sites.read()["points"]] == ["before"]
+    assert (await job(run, REPAIR, {}, "as before")).state == "Succeeded"
+    assert item(run).comparison_minutes == 15
+    assert (await job(run, REPAIR, {"comparison_minutes": 0}, "captured")).state == "Succeeded"
+    assert item(run).comparison_minutes == 0 and run.sites.read()["agent"]["capture"] == "capturing"
+    assert {disk.sync for disk in item(run).disks} == {"compare"}

@@ -128,6 +128,7 @@ def show(name: ItemName, as_json: AsJson = False) -> None:
             ("cloud", _spoken(own["cloud"])),
             ("on premises", _spoken(own["onPremises"])),
             ("agent", f"{own['capture']['state']}, last heard {moment(details['lastHeartbeat'])}"),
+            ("replication", _replication(own)),
             ("process server", own["processServer"] or "-"),
             ("master target", own["masterTarget"] or "-"),
             ("retention", own["retentionVolume"] or "-"),
@@ -147,6 +148,15 @@ def show(name: ItemName, as_json: AsJson = False) -> None:
         if error["recommendedAction"]:
             tell(f"  what to do: {error['recommendedAction']}")
     _print_disks(item)
+
+
+def _replication(own: dict[str, Any]) -> str:
+    now = own["comparison"]
+    if now is None:
+        return str(own["replication"])
+    last = f"last one took {now['lastSeconds']:.0f} s, ended {moment(now['lastFinished'])}"
+    smeared = f"; the machine wrote during the last {now['smearedSince']}" if now["smearedSince"] else ""
+    return f"{own['replication']} every {now['everyMinutes']} min ({last}{smeared})"
 
 
 def _scrub(scrub: dict[str, Any] | None) -> str:
@@ -169,6 +179,8 @@ def _bandwidth(bandwidth: dict[str, Any]) -> str:
     text = "no limit" if bandwidth["limit"] == "none" else str(bandwidth["limit"])
     if windows:
         text += f"; {windows} ({bandwidth['timeZone']})"
+    if bandwidth["from"] == "policy" and bandwidth["limit"] != "none":
+        text += " (by its policy)"
     return f"{text}; {bandwidth['problem']}" if bandwidth["problem"] else text
 
 
@@ -176,7 +188,10 @@ def _bandwidth(bandwidth: dict[str, Any]) -> str:
 def set_up(
     name: ItemName,
     bandwidth_limit: Annotated[
-        str | None, typer.Option(metavar="RATE", help="At most so much on each link: 50MB/s, 100Mbit/s; none ends it.")
+        str | None,
+        typer.Option(
+            metavar="RATE", help="At most so much on each link: 50MB/s, 100Mbit/s; none; policy: as its policy says."
+        ),
     ] = None,
     bandwidth_schedule: Annotated[
         list[str] | None,

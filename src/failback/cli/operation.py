@@ -34,6 +34,14 @@ ProcessServer = Annotated[str, typer.Option(help="Host name or id; may be left o
 MasterTarget = Annotated[str, typer.Option(help="Host name or id; may be left out when there is one.")]
 RetentionVolume = Annotated[str, typer.Option(help="Name on the master target; may be left out when there is one.")]
 Datastore = Annotated[str, typer.Option(help="Where missing on-premises disks are created.")]
+PeriodicComparison = Annotated[
+    bool,
+    typer.Option(
+        "--periodic-comparison",
+        help="Do not capture: compare the disks again and again. For machines whose kernel cannot be captured.",
+    ),
+]
+Every = Annotated[int, typer.Option(metavar="MINUTES", min=1, help="How often, with --periodic-comparison.")]
 
 
 def readiness(
@@ -43,6 +51,8 @@ def readiness(
     master_target: MasterTarget = "",
     retention_volume: RetentionVolume = "",
     datastore: Datastore = "",
+    periodic_comparison: PeriodicComparison = False,
+    every: Every = 15,
     as_json: AsJson = False,
 ) -> None:
     """Check everything that a reprotect needs; nothing is touched. Exit status 1 when a check fails."""
@@ -51,6 +61,7 @@ def readiness(
         "masterTarget": master_target,
         "retentionVolume": retention_volume,
         "datastore": datastore,
+        "comparisonMinutes": str(every) if periodic_comparison else "0",
     }
     with server() as api:
         answer = api.get(f"{ITEMS}/{name}/readiness", parameters)
@@ -74,6 +85,8 @@ def reprotect(
     master_target: MasterTarget = "",
     retention_volume: RetentionVolume = "",
     datastore: Datastore = "",
+    periodic_comparison: PeriodicComparison = False,
+    every: Every = 15,
     yes: Yes = False,
     no_wait: NoWait = False,
     as_json: AsJson = False,
@@ -88,6 +101,7 @@ def reprotect(
                 f"{name} keeps running in {own['cloud']['fabric']} while it replicates to {own['onPremises']['fabric']}.",
                 f"The on-premises disks of {own['onPremises']['machine']} are overwritten where they differ; as they were,",
                 "they stay reachable as the recovery point BeforeReprotect. The on-premises machine must stay off.",
+                *(_by_comparison(every) if periodic_comparison else ()),
             ],
             f"Reprotect {name}?",
             yes,
@@ -99,11 +113,20 @@ def reprotect(
                     "instanceType": "InMage",
                     "profileId": item["properties"]["policyId"],
                     "datastoreName": datastore,
+                    "comparisonMinutes": every if periodic_comparison else 0,
                     **chosen,
                 },
             }
         }
         _run(api, f"{ITEMS}/{name}/reProtect", body, no_wait, as_json)
+
+
+def _by_comparison(every: int) -> tuple[str, ...]:
+    return (
+        f"Periodic comparison every {every} min instead of capture: what the machine wrote since the last one is nowhere else.",
+        "Recovery points come only of comparisons during which it does not write. A failback, or an app-consistent point,",
+        "holds it still while all its disks are read once.",
+    )
 
 
 def _chosen(api: Api, process_server: str, master_target: str, retention_volume: str) -> dict[str, str]:
@@ -168,8 +191,12 @@ def _impact(own: dict[str, Any], loss: str, source_lost: bool) -> list[str]:
     if source_lost:
         first = f"{away['machine']} in {away['fabric']} has to be off already; what did not arrive from it is lost."
     else:
+        comparison = own["comparison"]
         first = (
-            f"{away['machine']} in {away['fabric']} is frozen, brought in step and powered off: its downtime begins."
+            f"{away['machine']} in {away['fabric']} is frozen, compared once more (about {comparison['lastSeconds']:.0f} s: it "
+            "is replicated by periodic comparison) and powered off: its downtime begins."
+            if comparison
+            else f"{away['machine']} in {away['fabric']} is frozen, brought in step and powered off: its downtime begins."
         )
     return [
         first,
@@ -253,6 +280,14 @@ def resync(
     process_server: Annotated[
         str, typer.Option(help="Replicate through this process server from now on; host name or id.")
     ] = "",
+    periodic_comparison: Annotated[
+        bool | None,
+        typer.Option(
+            "--periodic-comparison/--capture",
+            help="From now on compare the disks again and again, or capture again; as before when left out.",
+        ),
+    ] = None,
+    every: Every = 15,
     yes: Yes = False,
     no_wait: NoWait = False,
     as_json: AsJson = False,
@@ -266,8 +301,12 @@ def resync(
         statement.append(
             f"It replicates through {process_server}; the other process server forgets what it holds of it."
         )
+    if periodic_comparison:
+        statement += _by_comparison(every)
     confirm(statement, f"Resynchronize {name}?", yes)
-    details = {"processServerId": process_server} if process_server else {}
+    details: dict[str, Any] = {"processServerId": process_server} if process_server else {}
+    if periodic_comparison is not None:
+        details["comparisonMinutes"] = every if periodic_comparison else 0
     with server() as api:
         body = {"properties": {"providerSpecificDetails": details}}
         _run(api, f"{ITEMS}/{name}/repairReplication", body, no_wait, as_json)

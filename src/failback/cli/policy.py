@@ -30,8 +30,9 @@ def list_policies(as_json: AsJson = False) -> None:
             f"after {step['olderThanInMinutes']} min one in {step['everyInMinutes']} min" for step in own["thinning"]
         )
         points = f"every {own['crashConsistentSeconds']} s, app-consistent every {own['appConsistentFrequencyInMinutes']} min"
-        rows.append((one["name"], points, f"{own['recoveryPointHistory']} min", steps or "none is thinned"))
-    print_table(("name", "points", "history", "thinning"), rows, "no policies")
+        limit = "; ".join((own["bandwidth"]["limit"], *own["bandwidth"]["schedule"]))
+        rows.append((one["name"], points, f"{own['recoveryPointHistory']} min", steps or "none is thinned", limit))
+    print_table(("name", "points", "history", "thinning", "bandwidth"), rows, "no policies")
 
 
 @app.command("set")
@@ -54,6 +55,15 @@ def set_policy(
             metavar="AGE:EVERY", help="Of points older than AGE keep one in EVERY: 1h:1m. Several; none ends all."
         ),
     ] = None,
+    bandwidth_limit: Annotated[
+        str | None,
+        typer.Option(metavar="RATE", help="Of each machine that has no limit of its own: 50MB/s; none ends it."),
+    ] = None,
+    bandwidth_schedule: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WINDOW", help='Another limit at times: "mon-fri 08:00-18:00 10MB/s". none ends all.'),
+    ] = None,
+    time_zone: Annotated[str | None, typer.Option(help="Whose wall time windows mean, e.g. Europe/Berlin.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Change a policy's figures; master targets keep to them within seconds."""
@@ -68,6 +78,10 @@ def set_policy(
         wanted["redoWindowInSeconds"] = _minutes(redo_window) * 60
     if thin is not None:
         wanted["thinning"] = [_step(text) for text in thin if text != "none"]
+    schedule = None if bandwidth_schedule is None else [text for text in bandwidth_schedule if text != "none"]
+    bandwidth = {"limit": bandwidth_limit, "schedule": schedule, "timeZone": time_zone}
+    if any(value is not None for value in bandwidth.values()):
+        wanted["bandwidth"] = {name: value for name, value in bandwidth.items() if value is not None}
     with server() as api:
         changed = api.patch(f"/replicationPolicies/{name}", {"properties": {"replicationProviderSettings": wanted}})
     if as_json:

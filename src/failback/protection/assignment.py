@@ -50,6 +50,7 @@ class ProtectedMachine:
     policy: ReplicationPolicy
     disks: tuple[SourceDisk, ...]
     bandwidth: BandwidthLimit = NO_LIMIT
+    comparison_seconds: int = 0
 
     def wanted(self) -> bool:
         """Whether its stream may flow at all."""
@@ -69,6 +70,7 @@ def mobility_assignment(machine_id: MachineId, machine: ProtectedMachine | None)
         process_server=machine.process_server,
         disks=machine.disks,
         bandwidth=machine.bandwidth,
+        comparison_seconds=machine.comparison_seconds,
     )
 
 

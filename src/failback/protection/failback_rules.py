@@ -52,7 +52,9 @@ def sync_modes(disk_ids: Iterable[DiskId], created: Iterable[str]) -> dict[DiskI
     return {disk_id: SyncMode.FULL if disk_id in new else SyncMode.COMPARE for disk_id in disk_ids}
 
 
-def capture_missing(status: MobilityStatus | None, epoch: int) -> str:
+def capture_missing(  # noqa: PLR0911 - one return for each thing that may be missing
+    status: MobilityStatus | None, epoch: int
+) -> str:
     """Empty when the agent captures under ``epoch`` and its self-test passed, else what is missing."""
     if status is None:
         return "the mobility service has not reported yet"
@@ -60,6 +62,8 @@ def capture_missing(status: MobilityStatus | None, epoch: int) -> str:
         return f"the capture failed: {status.capture_reason or 'no reason given'}"
     if status.epoch != epoch:
         return f"the mobility service reports epoch {status.epoch}, not the new epoch {epoch}"
+    if status.capture == "comparing" and status.comparison is not None:
+        return ""  # without capture, as the operator chose: there is nothing to test
     if status.capture != "capturing":
         return f"the capture is {status.capture}" + (f": {status.capture_reason}" if status.capture_reason else "")
     if status.self_test != "passed":
@@ -81,6 +85,8 @@ def protection_missing(  # noqa: PLR0911 - one return for each thing that may be
         return f"the master target has not taken the stream of epoch {epoch}"
     if replica.stands_still:
         return f"the master target reports: {replica.problem}"
+    if status.comparison is not None:
+        return ""  # what consistent places there are, the item's health tells: a failback makes one by a freeze
     if not replica.consistent:
         return "the last re-read blocks are being applied"
     if not any(_counts(point.epoch, point.kind, epoch) and not point.abandoned for point in replica.points):

@@ -86,6 +86,9 @@ class ItemFacts:
     capture: str = ""
     capture_reason: str = ""
     self_test: str = ""
+    comparison_minutes: int = 0
+    smeared: int = 0
+    """Of a machine under periodic comparison: comparisons since the last consistent place."""
     link_up: bool = True
     sync_open: bool = False
     gap: str = ""
@@ -222,6 +225,16 @@ def _servers(facts: ItemFacts) -> Verdict | None:
 def _capture(facts: ItemFacts) -> Verdict | None:
     if not facts.replicating or facts.agent_lost:
         return None
+    if facts.comparison_minutes and facts.capture != "failed":
+        none = " No recovery point since it was protected this way." if facts.point_age_seconds is None else ""
+        smeared = f" It wrote during the last {facts.smeared}: no point came of them." if facts.smeared else ""
+        return Verdict(
+            "capture", Level.WARNING, "PeriodicComparison",
+            f"{facts.name} is replicated by periodic comparison every {facts.comparison_minutes} min, not by capture: what it "
+            f"wrote since the last one is nowhere else.{smeared}{none}",
+            "Boot a kernel that can be captured, then failback resync --capture. A point by a short standstill: failback point "
+            "create.",
+        )  # fmt: skip
     if facts.capture == "failed" or facts.self_test == "failed":
         reason = facts.capture_reason or "its self-test failed"
         return Verdict(
@@ -232,7 +245,7 @@ def _capture(facts: ItemFacts) -> Verdict | None:
 
 
 def _gap(facts: ItemFacts) -> Verdict | None:
-    if not facts.replicating:
+    if not facts.replicating or facts.comparison_minutes:  # there a gap is the rule
         return None
     long = facts.gap_seconds is not None and facts.gap_seconds > GAP_WARNING_SECONDS
     if facts.gap and long and not facts.sync_open:

@@ -29,6 +29,8 @@ class ReprotectDetails(_Wire):
     process_server_id: str = Field(default="", alias="processServerId")
     retention_drive: str = Field(default="", alias="retentionDrive")
     datastore_name: str = Field(default="", alias="datastoreName")
+    comparison_minutes: int = Field(default=0, alias="comparisonMinutes", ge=0, le=10_080)
+    """Our extension: above 0, periodic comparison instead of capture."""
 
 
 class ReprotectProperties(_Wire):
@@ -65,6 +67,8 @@ class RepairDetails(_Wire):
     """Our extension: Azure's operation has no body. A process server may be named by host name or id."""
 
     process_server_id: str = Field(default="", alias="processServerId")
+    comparison_minutes: int | None = Field(default=None, alias="comparisonMinutes", ge=0, le=10_080)
+    """Periodic comparison from now on; 0: capture. Not given: as before."""
 
 
 class RepairProperties(_Wire):
@@ -76,7 +80,10 @@ class RepairRequest(_Wire):
 
 
 class BandwidthSettings(_Wire):
-    """What is left out stays as it is. Words as :mod:`failback.protection.bandwidth_rules` reads them."""
+    """What is left out stays as it is. Words as :mod:`failback.protection.bandwidth_rules` reads them.
+
+    An item's ``limit`` may be ``policy``: then it has none of its own any more.
+    """
 
     limit: str | None = None
     schedule: list[str] | None = None
@@ -96,6 +103,9 @@ class SettingsRequest(_Wire):
     """Our PATCH of an item."""
 
     properties: SettingsProperties
+
+
+OF_POLICY = "policy"
 
 
 def changed_bandwidth(before: BandwidthLimit, asked: BandwidthSettings) -> BandwidthLimit:

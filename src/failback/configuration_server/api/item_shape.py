@@ -13,7 +13,7 @@ from typing import Any
 from failback.configuration_server.api.arm import CONTAINER, FABRIC, NEVER_RUN, Vault, envelope, timestamp
 from failback.configuration_server.api.item_view import ItemView
 from failback.configuration_server.database.events import VerdictRow
-from failback.configuration_server.database.items import ItemDiskRow, bandwidth_of
+from failback.configuration_server.database.items import ItemDiskRow
 from failback.model.bandwidth import BandwidthFigures
 from failback.model.components import ScrubStatus, SyncProgress
 from failback.protection.bandwidth_rules import spoken_rate, spoken_window
@@ -196,6 +196,8 @@ def _own(item: ItemView) -> dict[str, Any]:
         "datastore": row.datastore,
         "epoch": row.epoch,
         "capture": {"state": status.capture, "reason": status.capture_reason, "selfTest": status.self_test},
+        "replication": "periodic comparison" if row.comparison_minutes else "continuous",
+        "comparison": _comparison(item),
         "linked": status.linked,
         "stream": {
             "sentSequence": status.sent_sequence,
@@ -233,14 +235,30 @@ def _own(item: ItemView) -> dict[str, Any]:
 
 def _bandwidth(item: ItemView) -> dict[str, Any]:
     """The limit as it was set, and what the agent makes of it now."""
-    limit, now = bandwidth_of(item.row), item.mobility.bandwidth or BandwidthFigures()
+    limit, now = item.bandwidth, item.mobility.bandwidth or BandwidthFigures()
     return {
         "limit": spoken_rate(limit.bytes_per_second),
+        "from": "item" if item.row.bandwidth else "policy",
         "schedule": [spoken_window(window) for window in limit.windows],
         "timeZone": limit.time_zone,
         "nowBytesPerSecond": now.bytes_per_second,
         "heldBack": now.held_back,
         "problem": now.problem,
+    }
+
+
+def _comparison(item: ItemView) -> dict[str, Any] | None:
+    """Only of a machine that is replicated by periodic comparison."""
+    now = item.mobility.comparison
+    if not item.row.comparison_minutes:
+        return None
+    return {
+        "everyMinutes": item.row.comparison_minutes,
+        "running": bool(now and now.running),
+        "lastSeconds": round(now.seconds, 1) if now else 0.0,
+        "lastFinished": timestamp(now.finished_wall_ns) if now and now.finished_wall_ns else None,
+        "lastConsistent": timestamp(now.consistent_wall_ns) if now and now.consistent_wall_ns else None,
+        "smearedSince": now.smeared if now else 0,
     }
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from failback.configuration_server.database import items, policies
 from failback.configuration_server.database.components import ComponentRow
 from failback.configuration_server.database.events import VerdictRow, verdicts_on
 from failback.configuration_server.database.groups import GroupRow
@@ -19,6 +20,7 @@ from failback.configuration_server.database.jobs import JobRow
 from failback.configuration_server.database.points import GapRow, PointRow, gaps_of, points_of
 from failback.configuration_server.database.policies import policy_of
 from failback.errors import NotFoundError
+from failback.model.bandwidth import NO_LIMIT, BandwidthLimit
 from failback.model.components import (
     MasterTargetStatus,
     MobilityStatus,
@@ -53,6 +55,8 @@ class ItemView:
     policy: ReplicationPolicy
     job: JobRow | None
     """The unfinished job of the item."""
+    bandwidth: BandwidthLimit = NO_LIMIT
+    """In force for its stream: its own, or that of its policy."""
     group: GroupRow | None = None
     """Its replication group."""
 
@@ -109,6 +113,7 @@ def view(session: Session, row: ItemRow, *, full: bool = True) -> ItemView:
         gaps=gaps_of(session, row.item_id) if full else (),
         verdicts=verdicts_on(session, row.item_id),
         policy=policy_of(session, row.policy_name),
+        bandwidth=items.bandwidth_of(row, policies.bandwidth_of(session, row.policy_name)),
         group=session.get(GroupRow, row.group_id) if row.group_id else None,
         job=unfinished_job(session, row),
     )

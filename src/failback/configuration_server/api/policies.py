@@ -14,14 +14,18 @@ from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from failback.configuration_server.api import inputs
 from failback.configuration_server.api.arm import Vault, VaultOf, envelope, listed
 from failback.configuration_server.api.faults import FaultRoute
 from failback.configuration_server.api.services import Services
 from failback.configuration_server.api.sign_in import note
 from failback.configuration_server.database.items import all_items
 from failback.configuration_server.database.policies import PolicyRow
+from failback.configuration_server.registry import announce_item
 from failback.errors import NotFoundError
 from failback.protection import policy_rules
+from failback.protection.bandwidth_rules import spoken_rate, spoken_window
+from failback.runtime import records
 
 
 class Step(BaseModel):
@@ -36,6 +40,8 @@ class Settings(BaseModel):
     crash_consistent_seconds: int | None = Field(default=None, alias="crashConsistentSeconds")
     redo_window_seconds: int | None = Field(default=None, alias="redoWindowInSeconds")
     thinning: list[Step] | None = None
+    bandwidth: inputs.BandwidthSettings | None = None
+    """Our extension: of each machine under the policy that has no limit of its own."""
 
 
 class PolicyProperties(BaseModel):
@@ -67,21 +73,29 @@ def router(services: Services) -> APIRouter:
             row = session.get(PolicyRow, name)
             if row is None:
                 raise NotFoundError(f"there is no policy {name!r}")
-            changed = body.properties.settings.model_dump(exclude_none=True)
+            settings = body.properties.settings
+            changed = settings.model_dump(exclude_none=True)
             steps = changed.pop("thinning", None)
+            if changed.pop("bandwidth", None) is not None and settings.bandwidth is not None:
+                row.bandwidth = records.encode(inputs.changed_bandwidth(row.bandwidth_limit(), settings.bandwidth))
             for field, value in changed.items():
                 setattr(row, field, value)
             if steps is not None:
                 row.thinning = {"steps": [[step["older_than_minutes"], step["every_minutes"]] for step in steps]}
             policy_rules.check(row.policy())
-            note(session, services.clock, request, "change policy", name, detail=json.dumps(sorted(changed)))
+            note(
+                session,
+                services.clock,
+                request,
+                "change policy",
+                name,
+                detail=json.dumps(sorted(settings.model_fields_set)),
+            )
             return row
 
         row = await services.database.run(work)
-        targets = await services.database.look(
-            lambda session: [one.master_target_id for one in all_items(session) if one.master_target_id]
-        )
-        services.news.announce(*targets)
+        for item in await services.database.look(all_items):
+            announce_item(services.news, item)
         return _policy(vault, row)
 
     return routes
@@ -99,6 +113,11 @@ def _policy(vault: Vault, row: PolicyRow) -> dict[str, Any]:
             {"olderThanInMinutes": step.older_than_minutes, "everyInMinutes": step.every_minutes}
             for step in row.policy().thinning
         ],
+        "bandwidth": {
+            "limit": spoken_rate(row.bandwidth_limit().bytes_per_second),
+            "schedule": [spoken_window(window) for window in row.bandwidth_limit().windows],
+            "timeZone": row.bandwidth_limit().time_zone,
+        },
         "multiVmSyncStatus": "Enabled",
         "editable": row.editable,
     }

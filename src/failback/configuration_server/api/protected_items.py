@@ -27,7 +27,7 @@ from failback.configuration_server.api.paging import Page, PageOf
 from failback.configuration_server.api.readiness import volume_named
 from failback.configuration_server.api.services import Services
 from failback.configuration_server.api.sign_in import note
-from failback.configuration_server.database import items
+from failback.configuration_server.database import items, policies
 from failback.configuration_server.database.components import find
 from failback.configuration_server.database.jobs import JobRow
 from failback.configuration_server.database.policies import FAILBACK_POLICY_NAME
@@ -172,12 +172,14 @@ def _operations(services: Services) -> APIRouter:
 
     @routes.post("/repairReplication")
     async def repair(asked: Asked, body: inputs.RepairRequest | None = None) -> Response:
-        named = body.properties.details.process_server_id if body else ""
+        wanted = body.properties.details if body else inputs.RepairDetails()
+        named, minutes = wanted.process_server_id, wanted.comparison_minutes
 
         def resolve(session: Session, _found: ItemView) -> dict[str, Any]:
-            if not named:
-                return {}
-            return {"process_server_id": find(session, Role.PROCESS_SERVER, last_segment(named)).component_id}
+            found: dict[str, Any] = {} if minutes is None else {"comparison_minutes": minutes}
+            if named:
+                found["process_server_id"] = find(session, Role.PROCESS_SERVER, last_segment(named)).component_id
+            return found
 
         return await _start(services, asked, Operation.REPAIR, resolve)
 
@@ -243,6 +245,7 @@ def _reprotect_inputs(session: Session, details: inputs.ReprotectDetails) -> dic
         "retention_volume": volume.name if volume else details.retention_drive,
         "datastore": store.name if store else details.datastore_name,
         "policy_name": FAILBACK_POLICY_NAME,
+        "comparison_minutes": details.comparison_minutes,
     }
 
 
@@ -268,8 +271,12 @@ async def _set_up(services: Services, asked: Change, wanted: inputs.BandwidthSet
 
     def work(session: Session) -> items.ItemRow:
         row = item_row(session, asked.item)
-        limit = inputs.changed_bandwidth(items.bandwidth_of(row), wanted)
-        row.bandwidth = records.encode(limit)
+        of_policy = policies.bandwidth_of(session, row.policy_name)
+        if wanted.limit == inputs.OF_POLICY:
+            row.bandwidth, limit = {}, of_policy
+        else:
+            limit = inputs.changed_bandwidth(items.bandwidth_of(row, of_policy), wanted)
+            row.bandwidth = records.encode(limit)
         rate = spoken_rate(limit.bytes_per_second)
         detail = f"bandwidth {rate}, {len(limit.windows)} windows in {limit.time_zone}"
         note(session, services.clock, asked.request, "set up item", row.name, detail=detail)

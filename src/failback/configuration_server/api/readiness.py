@@ -52,11 +52,13 @@ def _choice(
     operation: Literal["reprotect", "failback"] = "reprotect",
     source_lost: Annotated[bool, Query(alias="sourceLost")] = False,
     refresh: bool = False,
+    comparison_minutes: Annotated[int, Query(alias="comparisonMinutes", ge=0)] = 0,
 ) -> ReadinessChoice:
     asked = Operation.FAILOVER if operation == "failback" else Operation.REPROTECT
     return ReadinessChoice(
-        process_server, master_target, retention_volume, datastore, asked, source_lost=source_lost, refresh=refresh
-    )
+        process_server, master_target, retention_volume, datastore, asked, source_lost=source_lost, refresh=refresh,
+        comparison_minutes=comparison_minutes,
+    )  # fmt: skip
 
 
 def preflight_of(
@@ -69,8 +71,9 @@ def preflight_of(
             choice = ReadinessChoice(operation=Operation.FAILOVER, source_lost=not inputs.shut_down_source)
         else:
             choice = ReadinessChoice(
-                inputs.process_server_id, inputs.master_target_id, inputs.retention_volume, inputs.datastore
-            )
+                inputs.process_server_id, inputs.master_target_id, inputs.retention_volume, inputs.datastore,
+                comparison_minutes=inputs.comparison_minutes,
+            )  # fmt: skip
         return evaluate(await gather(services, item_id, choice, own_job_id=own_job_id))
 
     return preflight

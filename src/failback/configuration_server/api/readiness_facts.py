@@ -54,6 +54,8 @@ class ReadinessChoice:
     operation: Operation = Operation.REPROTECT
     source_lost: bool = False
     refresh: bool = False
+    comparison_minutes: int = 0
+    """Above 0: a reprotect by periodic comparison. A failback is judged by what the item has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,9 @@ async def gather(
         agent_heard_elsewhere=_heard_elsewhere(agent),
         agent_self_test=status.self_test,
         agent_problem=status.capture_reason,
+        comparison_minutes=row.comparison_minutes
+        if choice.operation is Operation.FAILOVER
+        else choice.comparison_minutes,
         recovery_points=sum(not point.abandoned for point in known.item.points),
         process_server=_component(services, known.process_server, (cloud, home)),
         process_server_asked=choice.process_server,

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from failback.configuration_server.api.item_view import FINAL_JOB_STATES, ItemView
 from failback.configuration_server.database import items
 from failback.configuration_server.database.components import ComponentRow, all_components
-from failback.configuration_server.database.items import ItemRow, bandwidth_of
+from failback.configuration_server.database.items import ItemRow
 from failback.configuration_server.database.jobs import JobRow, TaskRow
 from failback.configuration_server.workflows.failback import FAILOVER, SHUT_DOWN, START
 from failback.configuration_server.workflows.finalize import IR_COMPLETION
@@ -80,7 +80,8 @@ def _in_flight(session: Session, item: ItemRow, target: ComponentRow) -> Iterabl
 def transfer_facts(session: Session, item: ItemView, wall_ns: int) -> TransferFacts:
     """This machine's own figures where it has any, else those of any other."""
     rate, measured_by = _rate(session, item.row.item_id)
-    limit = bandwidth_of(item.row).bytes_per_second
+    limit = item.bandwidth.bytes_per_second
+    compared_by = item.mobility.comparison if item.row.comparison_minutes else None
     if limit and (rate is None or limit < rate):
         rate, measured_by = float(limit), "its bandwidth limit"
     compared = sum(each.bytes_compared for each in item.mobility.sync)
@@ -92,6 +93,7 @@ def transfer_facts(session: Session, item: ItemView, wall_ns: int) -> TransferFa
         changed_bytes_per_second=_changed(session, item, wall_ns),
         last_downtime_seconds=_last_downtime(session, item.row.item_id),
         backlog_bytes=item.mobility.backlog_bytes,
+        standstill_seconds=compared_by.seconds if compared_by else 0.0,
         sent_share=sent / compared if compared else None,
     )
 

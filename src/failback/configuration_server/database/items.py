@@ -13,7 +13,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column, relationship
 
 from failback.configuration_server.database.base import Base, Count, Id, Name, Sentence, Table, WallNs
 from failback.errors import NotFoundError, StaleEpochError
-from failback.model.bandwidth import NO_LIMIT, BandwidthLimit
+from failback.model.bandwidth import BandwidthLimit
 from failback.model.components import SyncMode
 from failback.runtime import records
 
@@ -67,7 +67,9 @@ class ItemRow(Base):
     datastore: Mapped[str] = mapped_column(String(255), default="")
     policy_name: Mapped[str] = mapped_column(String(255), default="")
     bandwidth: Mapped[Table]
-    """The encoded BandwidthLimit of its stream; empty: none."""
+    """The encoded BandwidthLimit of its stream; empty: that of its policy."""
+    comparison_minutes: Mapped[Count] = mapped_column(server_default="0")
+    """Above 0: it is replicated by periodic comparison, chosen by the operator, and not captured."""
 
     generation: Mapped[Count]
     current_job_id: Mapped[str | None] = mapped_column(String(64))
@@ -149,8 +151,9 @@ def of_machine(session: Session, machine_id: str) -> ItemRow | None:
     return session.scalars(select(ItemRow).where(ItemRow.machine_id == machine_id)).first()
 
 
-def bandwidth_of(row: ItemRow) -> BandwidthLimit:
-    return records.decode(row.bandwidth, BandwidthLimit, f"bandwidth of {row.name}") if row.bandwidth else NO_LIMIT
+def bandwidth_of(row: ItemRow, of_policy: BandwidthLimit) -> BandwidthLimit:
+    """Its own limit, which may be *none* by name, else that of its policy."""
+    return records.decode(row.bandwidth, BandwidthLimit, f"bandwidth of {row.name}") if row.bandwidth else of_policy
 
 
 def take_generation(session: Session, item_id: str) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from failback.configuration_server.database.base import Base, Name, Table, WallNs
+from failback.model.bandwidth import NO_LIMIT, BandwidthLimit
 from failback.model.policy import DEFAULT_THINNING, ReplicationPolicy, ThinningStep
+from failback.runtime import records
 
 FAILBACK_POLICY_NAME = "failback"
 """15 minutes threshold, 24 hours of points, app-consistent points every 60 minutes; applied to a reprotect by itself."""
@@ -22,6 +24,8 @@ class PolicyRow(Base):
     redo_window_seconds: Mapped[int] = mapped_column(default=3600)
     thinning: Mapped[Table]
     """``{"steps": [[older_than_minutes, every_minutes], ...]}``; empty: the default."""
+    bandwidth: Mapped[Table]
+    """The encoded BandwidthLimit of each stream under the policy that has none of its own; empty: none."""
     editable: Mapped[bool] = mapped_column(default=True)
     created_wall_ns: Mapped[WallNs]
 
@@ -35,6 +39,17 @@ class PolicyRow(Base):
             self.redo_window_seconds,
             tuple(ThinningStep(*step) for step in self.thinning["steps"]) if self.thinning else DEFAULT_THINNING,
         )
+
+    def bandwidth_limit(self) -> BandwidthLimit:
+        return (
+            records.decode(self.bandwidth, BandwidthLimit, f"bandwidth of {self.name}") if self.bandwidth else NO_LIMIT
+        )
+
+
+def bandwidth_of(session: Session, name: str) -> BandwidthLimit:
+    """The limit that holds for each machine under the policy without one of its own."""
+    row = session.get(PolicyRow, name or FAILBACK_POLICY_NAME)
+    return row.bandwidth_limit() if row is not None else NO_LIMIT
 
 
 def policy_of(session: Session, name: str) -> ReplicationPolicy:

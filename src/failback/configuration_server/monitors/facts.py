@@ -89,6 +89,8 @@ def item_facts(session: Session, item: ItemRow, moment: Moment) -> health.ItemFa
         capture=status.capture,
         capture_reason=status.capture_reason,
         self_test=status.self_test,
+        comparison_minutes=item.comparison_minutes,
+        smeared=status.comparison.smeared if status.comparison else 0,
         link_up=status.linked,
         sync_open=bool(item.pass_id) and not (status.pass_id == item.pass_id and status.sync_done),
         gap=gap.cause if gap is not None else "",

@@ -52,7 +52,8 @@ def machine_of(session: Session, item: ItemRow) -> rules.ProtectedMachine:
             for disk in item.disks
             if not disk.removed
         ),
-        bandwidth=items.bandwidth_of(item),
+        bandwidth=items.bandwidth_of(item, policies.bandwidth_of(session, item.policy_name)),
+        comparison_seconds=item.comparison_minutes * 60,
     )  # fmt: skip
 
 

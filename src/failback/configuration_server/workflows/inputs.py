@@ -9,13 +9,16 @@ from failback.model.points import PointChoice, PointSelector
 
 @dataclass(frozen=True, slots=True)
 class ReprotectInputs:
-    """``process_server_id`` and ``master_target_id`` are component ids; the datastore is used for missing disks only."""
+    """``process_server_id`` and ``master_target_id`` are component ids; the datastore is used for missing disks only.
+
+    ``comparison_minutes`` above 0: replicate by periodic comparison, so often, instead of capture."""
 
     process_server_id: str
     master_target_id: str
     retention_volume: str
     datastore: str = ""
     policy_name: str = ""
+    comparison_minutes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +37,14 @@ class FailoverInputs:
 
 @dataclass(frozen=True, slots=True)
 class RepairInputs:
-    """``process_server_id``: replicate through this one from now on (empty: as before). ``reason``: why it began by itself."""
+    """``process_server_id``: replicate through this one from now on (empty: as before). ``reason``: why it began by itself.
+
+    ``comparison_minutes``: from now on by periodic comparison (0: by capture); None: as before.
+    """
 
     process_server_id: str = ""
     reason: str = ""
+    comparison_minutes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

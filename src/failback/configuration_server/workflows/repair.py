@@ -57,9 +57,13 @@ async def check(world: World, context: StepContext) -> dict[str, Any]:
     pieces.master_target_of(item)
     if asked.reason:
         await context.remember_with("event", lambda session: _say(world, session, item, asked.reason))
-    if not asked.process_server_id or asked.process_server_id == item.process_server_id:
-        return {"mode": SyncMode.COMPARE.value, "process_server_id": item.process_server_id, "because": asked.reason}
-    await context.look(lambda session: usable(world, session, asked.process_server_id))
+    moves = bool(asked.process_server_id) and asked.process_server_id != item.process_server_id
+    if moves:
+        await context.look(lambda session: usable(world, session, asked.process_server_id))
+    if not moves or asked.comparison_minutes is not None:
+        server = asked.process_server_id if moves else item.process_server_id
+        return {"mode": SyncMode.COMPARE.value, "process_server_id": server, "because": asked.reason,
+                "comparison_minutes": asked.comparison_minutes}  # fmt: skip
     because = await why_compare(world, context)
     mode = SyncMode.COMPARE if because else SyncMode.NONE
     return {"mode": mode.value, "process_server_id": asked.process_server_id, "because": because}
@@ -113,7 +117,7 @@ async def begin(world: World, context: StepContext) -> dict[str, Any]:
 async def switch(world: World, context: StepContext, decided: dict[str, Any]) -> dict[str, Any]:
     """The epoch, its pass and its process server in one transaction; from then on nothing of the old epoch is accepted.
 
-    ``decided``: ``mode`` and ``process_server_id``.
+    ``decided``: ``mode`` and ``process_server_id``, and ``comparison_minutes`` when that is to change.
     """
     item = await context.item()
     created = await _replica_ready(world, context, item)
@@ -121,6 +125,8 @@ async def switch(world: World, context: StepContext, decided: dict[str, Any]) ->
 
     def adjust(row: ItemRow) -> None:
         row.process_server_id = decided["process_server_id"]
+        if decided.get("comparison_minutes") is not None:
+            row.comparison_minutes = decided["comparison_minutes"]
         if decided["mode"] == SyncMode.NONE.value:
             row.protection_stage = "re-sending"
             for disk in row.disks:

@@ -142,6 +142,7 @@ async def get_requirements(world: World, context: StepContext) -> dict[str, Any]
         row.policy_name = inputs.policy_name or FAILBACK_POLICY_NAME
         row.protection_stage = "attaching"
         row.other_disks = None
+        row.comparison_minutes = inputs.comparison_minutes
         for disk in row.disks:
             disk.removed = False  # a new journal begins, without points from before
             _fix_disk(row, disk, machine, folder)

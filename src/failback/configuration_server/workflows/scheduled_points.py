@@ -68,6 +68,8 @@ class ScheduledPoints:
     def _due_of(self, session: Session, item: ItemRow) -> _Due | None:
         if item.protection_state != State.PROTECTED.value or not item.machine_id or not item.replicating:
             return None
+        if item.comparison_minutes:
+            return None  # it would be held still for a whole comparison: only when somebody asks for it
         if store.unfinished_of_item(session, item.item_id) is not None:
             return None
         minutes = policies.policy_of(session, item.policy_name).app_consistent_frequency_minutes

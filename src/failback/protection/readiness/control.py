@@ -84,6 +84,14 @@ def self_test(facts: ReadinessFacts) -> list[Check]:
     if facts.source_lost or facts.agent is None or not facts.agent.alive(facts.heartbeat_alarm_seconds):
         return skipped(facts.item_name, "Cannot be checked without a heartbeat of the agent.")
     subject = facts.agent.hostname
+    if facts.comparison_minutes:
+        total = sum(disk.source_size_bytes for disk in facts.disks) / (1 << 30)
+        sentence = (
+            f"Periodic comparison every {facts.comparison_minutes} min instead of capture: recovery points come only of "
+            "comparisons during which the machine does not write, and a failback or an app-consistent point holds it still "
+            f"while all of its {total:.1f} GiB are read once."
+        )
+        return passed(subject, sentence)
     if facts.agent_self_test == "passed":
         return passed(subject, "The capture of writes was tested on this kernel and works.")
     if facts.agent_self_test == "failed":
@@ -186,7 +194,8 @@ ROWS = (
     Row("23", "P", "mobility service starts by itself", "service on the cloud machine", "the machine cannot be discovered",
         check=service_enabled, code="95226", remedy="systemctl enable --now failback-mobility"),
     Row("X4", "X", "capture self-test", "agent", "writes could be missed", check=self_test, operations=BOTH,
-        code="CaptureSelfTest", remedy="read `journalctl -u failback-mobility`; a kernel of 5.8 or newer with BTF is needed"),
+        code="CaptureSelfTest", remedy="read `journalctl -u failback-mobility`; a kernel of 5.17 or newer with BTF is needed. "
+        "Where that cannot be had: --periodic-comparison compares the disks again and again, with far fewer recovery points"),
     Row("L4", "L", "versions", "servers and agent", "messages of a newer version are not understood", check=versions,
         operations=BOTH, code="VersionTooNew", remedy="upgrade the configuration server first, the agents last"),
     Row("X7", "X", "clock skew", "clocks", "tokens are refused; points carry wrong times", check=clock_skew, operations=BOTH,

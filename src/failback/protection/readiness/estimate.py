@@ -35,6 +35,9 @@ def estimate(facts: TransferFacts) -> Estimate:
     rest = facts.backlog_bytes / rate if rate else 0.0
     if facts.last_downtime_seconds is not None:
         downtime, source = facts.last_downtime_seconds, "the last failback"
+    elif facts.standstill_seconds:
+        downtime = BOOT_SECONDS + facts.standstill_seconds
+        source = "an ordinary start, and a comparison of all disks while the machine stands still"
     else:
         downtime, source = BOOT_SECONDS, "an ordinary start; no failback of this machine was measured yet"
     return Estimate(facts.bytes_at_most, expected, rate, facts.measured_by, seconds, downtime + rest, source)

@@ -142,6 +142,8 @@ class TransferFacts:
     changed_bytes_per_second: float | None = None
     last_downtime_seconds: float | None = None
     backlog_bytes: int = 0
+    standstill_seconds: float = 0.0
+    """Of a machine under periodic comparison: the last mark holds it still for about so long."""
     sent_share: float | None = None
     """Of the bytes compared in the last synchronisation: the share that had to be sent."""
 
@@ -186,6 +188,8 @@ class ReadinessFacts:
     """Hardware, other than the live side's, from which the agent was heard last."""
     agent_self_test: str = "not-run"
     agent_problem: str = ""
+    comparison_minutes: int = 0
+    """Above 0: periodic comparison is asked for (failback: is in force) instead of capture."""
     recovery_points: int = 0
     process_server: ComponentFacts | None = None
     process_server_asked: str = ""
