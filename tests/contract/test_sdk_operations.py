@@ -70,6 +70,15 @@ async def test_home_back_out_of_it_and_home_for_good(site: SiteProcess) -> None:
         jobs = [job async for job in client.replication_jobs.list(*GROUP)]
         assert len(jobs) > 3, "more than a page of three"
         assert {job.properties.state for job in jobs} == {"Succeeded"}
+        disabling = models.DisableProtectionInput(
+            properties=models.DisableProtectionInputProperties(disable_protection_reason="NotSpecified")
+        )
+        with pytest.raises(HttpResponseError, match="needs the role administrator"):
+            await done(items.begin_delete(*ITEM, disabling))
+    async with connect_async(site, "ends", "administrator") as client:
+        await (await client.replication_protected_items.begin_delete(*ITEM, disabling)).result()
+        with pytest.raises(ResourceNotFoundError, match="disabled"):
+            await client.replication_protected_items.get(*ITEM)
     assert site.violations() == []
 
 

@@ -12,9 +12,10 @@ import pytest
 from api_client import VAULT, SiteProcess
 from azure.core.exceptions import HttpResponseError, ResourceNotFoundError
 from azure.mgmt.recoveryservicessiterecovery import SiteRecoveryManagementClient, models
-from azure_clients import CONTAINER, GROUP, ITEM, connect, connect_async, send
+from azure_clients import CONTAINER, GROUP, ITEM, connect, connect_async, credential, register, send
 
 from failback.configuration_server.api.unavailable import EMPTY, REFUSED
+from failback.protection.readiness.support_matrix import SUPPORTED
 
 FABRIC = CONTAINER[:3]
 
@@ -129,6 +130,29 @@ def test_dates_are_dates_and_any_version_is_served(client: SiteRecoveryManagemen
     for version in ("2016-08-10", "2018-07-10", "2026-02-01", "nonsense", ""):
         listed = send(site, "GET", f"{VAULT}/replicationProtectedItems?api-version={version}")
         assert [item["name"] for item in listed["value"]] == ["ledger"]
+
+
+def test_supported_systems_are_those_that_are_tried(client: SiteRecoveryManagementClient) -> None:
+    for provider, expected in (("InMage", ["InMage"]), (None, ["InMageAzureV2", "InMage"]), ("A2A", [])):
+        listed = client.supported_operating_systems.get(*GROUP, instance_type=provider).properties.supported_os_list
+        assert [one.instance_type for one in listed] == expected
+        for one in listed:
+            assert {
+                (system.os_name, version.version) for system in one.supported_os for version in system.os_versions
+            } == {(system.name, system.version) for system in SUPPORTED}
+
+
+def test_words_of_a_path_are_known_in_any_case(site: SiteProcess) -> None:
+    """As PowerShell writes them."""
+    strange = f"{VAULT}/replicationProtectedItems".replace("/subscriptions/", "/Subscriptions/").replace(
+        "Groups", "groups"
+    )
+    assert site.call("GET", strange)[1]["value"][0]["name"] == "ledger"
+    assert site.call("GET", strange.lower())[0] == 200
+    assert site.call("POST", f"{VAULT}/REPLICATIONJOBS/nothing/CANCEL")[1]["error"]["code"] == "ResourceNotFound"
+    reader = credential(site, *register(site, "case", "reader")).get_token("https://failback/.default").token
+    status, _, _ = site.call("GET", f"{VAULT}/FAILBACK/CLIENTS", Authorization=f"Bearer {reader}")
+    assert status == 403, "a role is asked of the path that is served"
 
 
 def test_operations_are_named_with_the_role_that_they_need(client: SiteRecoveryManagementClient) -> None:

@@ -18,7 +18,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from failback import __version__
-from failback.configuration_server.api import arm_router, faults, forwarded, metrics, oauth, operations_list
+from failback.configuration_server.api import (
+    arm_router,
+    faults,
+    forwarded,
+    letter_case,
+    metrics,
+    oauth,
+    operations_list,
+)
 from failback.configuration_server.api.gate import Gate
 from failback.configuration_server.api.readiness import preflight_of
 from failback.configuration_server.api.services import Services, SiteFabric, Surroundings
@@ -168,9 +176,10 @@ def application_of(config: ServerConfig, services: Services, desk: EnrolmentDesk
     application.include_router(operations_list.router(), dependencies=[Depends(signed_in(services))])
     application.include_router(metrics.router(services))
     application.include_router(oauth.router(services, config.token_seconds))
-    application.add_middleware(Gate, services=services, proxies=forwarded.parse(config.trusted_proxies))
     _add_health(application, services.database)
     _add_errors(application)
+    words = letter_case.words_of(application.openapi()["paths"])
+    application.add_middleware(Gate, services=services, proxies=forwarded.parse(config.trusted_proxies), words=words)
     return application
 
 

@@ -9,12 +9,14 @@ that a known caller asked for and did not get leaves an audit row here; accepted
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from failback.configuration_server.api.faults import answer
 from failback.configuration_server.api.forwarded import Proxies, as_forwarded
+from failback.configuration_server.api.letter_case import as_served
 from failback.configuration_server.api.oauth import is_sign_in
 from failback.configuration_server.api.services import Services
 from failback.configuration_server.api.sign_in import Caller, bearer, caller_of
@@ -33,16 +35,20 @@ _CHANGES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 class Gate:
     """ASGI middleware."""
 
-    def __init__(self, application: ASGIApp, services: Services, proxies: Proxies = ()) -> None:
+    def __init__(
+        self, application: ASGIApp, services: Services, proxies: Proxies = (), words: Mapping[str, str] | None = None
+    ) -> None:
         self._application = application
         self._services = services
         self._proxies = proxies
+        self._words = words or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
             await self._application(scope, receive, send)
             return
         as_forwarded(scope, self._proxies)
+        scope["path"] = as_served(scope["path"], self._words)
         caller: Caller | None = None
         try:
             open_to_all = is_sign_in(scope["path"])

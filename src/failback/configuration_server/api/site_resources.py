@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -38,7 +38,8 @@ from failback.errors import FailbackError, NotFoundError
 from failback.model import orders
 from failback.model.components import Role
 from failback.model.ids import new_id
-from failback.protection.operations import Side
+from failback.protection.operations import Direction, Side
+from failback.protection.readiness.support_matrix import SUPPORTED
 
 VCENTER_TYPE = "replicationFabrics/replicationvCenters"
 PROVIDER_TYPE = "replicationFabrics/replicationRecoveryServicesProviders"
@@ -50,7 +51,7 @@ _ORDER = ("Normal", "Warning", "Critical")
 
 def router(services: Services) -> APIRouter:
     routes = APIRouter(route_class=FaultRoute, tags=["site"])
-    for part in (_vcenters, _providers, _mappings, _health, _alerts):
+    for part in (_vcenters, _providers, _mappings, _health, _alerts, _systems):
         routes.include_router(part(services))
     return routes
 
@@ -199,6 +200,32 @@ def _alerts(_services: Services) -> APIRouter:
     @routes.get("/replicationAlertSettings/{setting_name}")
     async def get_setting(vault: VaultOf, setting_name: str) -> dict[str, Any]:
         return _named([setting(vault)], setting_name, "alert setting")
+
+    return routes
+
+
+def _systems(_services: Services) -> APIRouter:
+    routes = APIRouter(route_class=FaultRoute)
+
+    @routes.get("/replicationSupportedOperatingSystems")
+    async def supported(vault: VaultOf, provider: Annotated[str, Query(alias="instanceType")] = "") -> dict[str, Any]:
+        """Those that are tried; a system that is not in the list is judged by readiness and its capture's self-test."""
+        wanted = [one.provider for one in Direction if provider in ("", one.provider)]
+        systems = [
+            {
+                "osName": name,
+                "osType": family.capitalize(),
+                "osVersions": [
+                    {"version": one.version, "servicePack": None}
+                    for one in SUPPORTED
+                    if (one.family, one.name) == (family, name)
+                ],
+            }
+            for family, name in dict.fromkeys((one.family, one.name) for one in SUPPORTED)
+        ]
+        properties = {"supportedOsList": [{"instanceType": one, "supportedOs": systems} for one in wanted]}
+        path = "replicationSupportedOperatingSystems"
+        return envelope(vault.resource(path), path, properties)
 
     return routes
 
