@@ -59,7 +59,7 @@ def listening(certificate: Path, key: Path, status: int = 200, content: bytes = 
 def component(authority: Authority, role: Role, directory: Path, names: tuple[str, ...] = ()) -> tuple[Path, Path]:
     """Certificate and key of a component ``c1`` as an enrolment makes them."""
     directory.mkdir()
-    key_pem, csr_pem = identity._key_and_request(role)
+    key_pem, csr_pem = identity.key_and_request(role)
     issued = authority.issue(csr_pem, "c1", role, names)
     (directory / "key.pem").write_bytes(key_pem)
     (directory / "certificate.pem").write_text(issued.certificate_pem)

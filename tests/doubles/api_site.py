@@ -128,7 +128,10 @@ async def serve(directory: Path) -> None:
         database, scenarios(world), DbosExecutor(f"sqlite:///{directory / 'jobs.sqlite'}", "api"), poll_seconds=0.03
     )
     services = Services(
-        **{field.name: getattr(around, field.name) for field in fields(around)}, jobs=engine, groups=assembled.groups
+        **{field.name: getattr(around, field.name) for field in fields(around)},
+        jobs=engine,
+        groups=assembled.groups,
+        view_certificates=assembled.installation.authority,
     )
     application = app.application_of(config, services, assembled.desk, assembled.registry)
     (directory / "openapi.json").write_text(json.dumps(application.openapi()))

@@ -411,7 +411,7 @@ class Components:
             asked.view_id, asked.replica_of, RecoveryPoint(PointId(chosen), asked.replica_of, PointKind(kind), 7, epoch, 1, 1),
             asked.writable, now, now + int(asked.lease_seconds * 1e9),
             (ViewExport(DiskId("disk-0"), 0, 1 << 20, f"nbd+unix:///0?socket=/run/{asked.view_id}.sock"),),
-            quota_bytes=asked.quota_bytes,
+            quota_bytes=asked.quota_bytes, remote_port=state["knobs"].get("remote port", 0),
         )  # fmt: skip
         state["views"][asked.view_id] = records.encode(view)
         encoded: dict[str, Any] = state["views"][asked.view_id]

@@ -38,7 +38,7 @@ def desk(database: Database, tmp_path: Path) -> EnrolmentDesk:
 
 
 def _request(passphrase: str, role: Role = Role.MOBILITY, hostname: str = "ledger") -> Enrolment:
-    return Enrolment(role, hostname, identity._key_and_request(role)[1], "hw-1", "1", passphrase=passphrase)
+    return Enrolment(role, hostname, identity.key_and_request(role)[1], "hw-1", "1", passphrase=passphrase)
 
 
 async def test_guesses_that_come_together_are_slowed_down_too(desk: EnrolmentDesk, database: Database) -> None:

@@ -53,7 +53,7 @@ def test_a_first_start_killed_anywhere_is_finished_by_the_next(tmp_path: Path) -
 
 
 def test_a_killed_enrolment_and_a_killed_heartbeat_are_repeated_without_harm(tmp_path: Path) -> None:
-    key_pem, csr_pem = identity._key_and_request(Role.PROCESS_SERVER)
+    key_pem, csr_pem = identity.key_and_request(Role.PROCESS_SERVER)
     with RunningConfigurationServer(tmp_path) as server:
         server.start_again_with("enrolment.stored=kill")
         passphrase = (server.state / "enrolment-passphrase").read_text().strip()

@@ -54,7 +54,7 @@ def _on_hardware(monkeypatch: pytest.MonkeyPatch, hardware_id: str) -> None:
 
 
 def _request(**changes: Any) -> dict[str, Any]:
-    _key, csr_pem = identity._key_and_request(Role.PROCESS_SERVER)
+    _key, csr_pem = identity.key_and_request(Role.PROCESS_SERVER)
     request = Enrolment(
         Role.PROCESS_SERVER, "ps", csr_pem, "hw-request", "1", addresses=("192.0.2.3", "ps.example.net")
     )

@@ -95,7 +95,7 @@ def test_the_health_check_needs_no_sign_in(server: RunningConfigurationServer) -
 
 def _agent(server: RunningConfigurationServer, directory: Path) -> tuple[HttpsClient, dict[str, Any]]:
     """An enrolled agent's client, and a heartbeat that is taken."""
-    key_pem, csr_pem = identity._key_and_request(Role.MOBILITY)
+    key_pem, csr_pem = identity.key_and_request(Role.MOBILITY)
     passphrase = (server.state / "enrolment-passphrase").read_text().strip()
     anonymous = HttpsClient(server.url, ca_file=server.ca_file)
     enrolment = Enrolment(Role.MOBILITY, "guest", csr_pem, "hw-guest", "1", passphrase=passphrase)

@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import ssl
+import stat
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from api_client import ITEM, SiteProcess
+from cryptography import x509
+
+from failback.block.nbd_options import Export
+from failback.block.nbd_server import NbdServer
+from failback.block.raw import RawDevice
+from failback.configuration_server.enrolment.authority import Authority
+from failback.model.components import Enrolled, Role
+from failback.model.ids import ComponentId
+from failback.transport.identity import _store, key_and_request, load
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +100,64 @@ def test_views_and_gaps(site: SiteProcess) -> None:
     assert [gap["properties"]["cause"] for gap in gaps] == ["SYNC", "OVERFLOW"]
     assert gaps[0]["properties"]["ended"] is None
     assert "OVERFLOW" in _failback(site, "point", "gaps", "ledger").stdout
+
+
+def test_a_view_is_read_from_another_host_with_a_certificate_for_it_alone(site: SiteProcess, tmp_path: Path) -> None:
+    """The whole way of a remote client: the CLI's key, the server's certificate, our NBD server, the real nbdcopy."""
+    refused = _failback(site, "view", "open", "ledger", "--remote", str(tmp_path / "none"), status=2)
+    assert "its own host only" in refused.stderr and "view_listen_host" in refused.stderr
+    (tmp_path / "disk").write_bytes(os.urandom(1 << 20))
+    authority = Authority.open(site.directory / "state" / "ca")
+    key_pem, request = key_and_request(Role.MASTER_TARGET)
+    issued = authority.issue(request, "master-target-1", Role.MASTER_TARGET, ("127.0.0.1", "localhost"))
+    enrolled = Enrolled(ComponentId("master-target-1"), issued.certificate_pem, authority.ca_pem)
+    _store(tmp_path / "identity", Role.MASTER_TARGET, key_pem, enrolled)
+    identity = load(tmp_path / "identity")
+    assert identity is not None
+    disk = RawDevice(tmp_path / "disk")
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+
+    def find(name: str, peer: str) -> Export | None:  # as the master target's own rule: the peer is the view
+        return Export(name, disk, False) if name.partition("/")[0] == peer else None
+
+    server = NbdServer(listener, find, lambda: (), identity.server_context)
+    site.sites.knob("remote port", port)
+    try:
+        opened = json.loads(
+            _failback(site, "view", "open", "ledger", "--remote", str(tmp_path / "one"), "--json").stdout
+        )
+        shown = _failback(site, "view", "open", "ledger", "--remote", str(tmp_path / "two")).stdout
+        assert stat.S_IMODE((tmp_path / "one" / "client-key.pem").stat().st_mode) == 0o600
+        assert "certificate" not in site.call("GET", f"{ITEM}/views/{opened['name']}")[1]["properties"]
+        (mine,) = opened["properties"]["remoteUris"]
+        assert mine.startswith("nbds://") and f":{port}/{opened['name']}%2F0" in mine
+        mine = f"nbds://localhost:{port}/{opened['name']}%2F0"
+        copied = f"{mine}?tls-certificates={tmp_path / 'one'}"
+        subprocess.run(["nbdcopy", copied, str(tmp_path / "copy")], check=True, timeout=60)
+        assert (tmp_path / "copy").read_bytes() == (tmp_path / "disk").read_bytes()
+        other = subprocess.run(
+            ["nbdinfo", f"{mine}?tls-certificates={tmp_path / 'two'}"], capture_output=True, check=False, timeout=60
+        )
+        assert other.returncode != 0, "the certificate of another view"
+        assert f":{port}/" in shown and "tls-certificates=" in shown
+        certificate = x509.load_pem_x509_certificate((tmp_path / "one" / "client-cert.pem").read_bytes())
+        assert timedelta(hours=3) < certificate.not_valid_after_utc - datetime.now(UTC) < timedelta(hours=5)
+        units = certificate.subject.get_attributes_for_oid(x509.NameOID.ORGANIZATIONAL_UNIT_NAME)
+        assert [unit.value for unit in units] == ["view-client"]
+        context = ssl.create_default_context(cafile=str(site.ca_file))
+        context.check_hostname = False
+        context.load_cert_chain(tmp_path / "one" / "client-cert.pem", tmp_path / "one" / "client-key.pem")
+        beat = urllib.request.Request(
+            f"{site.url}/components/v1/heartbeat", b"{}", {"content-type": "application/json"}
+        )
+        with pytest.raises(urllib.error.HTTPError) as denied:
+            urllib.request.urlopen(beat, context=context, timeout=30)
+        assert denied.value.code in (401, 403), "it opens no other door"
+    finally:
+        site.sites.knob("remote port", 0)
+        server.close()
+        disk.close()
 
 
 def test_scrub(site: SiteProcess) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 import uuid
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 
@@ -16,9 +18,12 @@ from failback.cli.client import ITEMS
 from failback.cli.operation import point_input
 from failback.cli.output import AsJson, ItemName, moment, print_json, print_pairs, print_table, server, size, tell
 from failback.errors import ConfigurationError
+from failback.runtime.durable_files import replace_file
+from failback.transport.identity import key_and_request
 
 app = typer.Typer(no_args_is_help=True, help="Recovery points as disks (NBD): open, list, close.")
 
+VIEW_CLIENT = "view-client"
 ViewId = Annotated[str, typer.Argument(metavar="VIEW", help="The view's id.", show_default=False)]
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -38,6 +43,13 @@ def open_(
         str, typer.Option(metavar="SIZE", help="Most that the layer may take, like 10G; a quarter of what is free.")
     ] = "",
     lease: Annotated[str, typer.Option(metavar="TIME", help="When it ends by itself, like 30m, 4h, 2d.")] = "4h",
+    remote: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIRECTORY",
+            help="Read it from this host: put key and certificate of this view there, print nbds addresses.",
+        ),
+    ] = None,
     view_id: Annotated[str, typer.Option("--view", metavar="VIEW", help="An open view: give it a new lease.")] = "",
     as_json: AsJson = False,
 ) -> None:
@@ -45,24 +57,42 @@ def open_(
     with server() as api:
         points = api.every(f"{ITEMS}/{name}/recoveryPoints")
         details, _ = point_input(point, points)
-        properties = {
+        properties: dict[str, Any] = {
             "point": details, "writable": writable, "leaseSeconds": _time(lease), "quotaBytes": _size(quota) if quota else 0,
         }  # fmt: skip
+        key_pem = b""
+        if remote is not None:
+            key_pem, properties["certificateRequest"] = key_and_request(VIEW_CLIENT)
         opened = api.put(f"{ITEMS}/{name}/views/{view_id or uuid.uuid4()}", {"properties": properties})
+    own = opened["properties"]
+    if remote is not None:
+        _store(remote, key_pem, own)
     if as_json:
         print_json(opened)
         return
-    own = opened["properties"]
+    uris = [export["uri"] for export in own["exports"]]
+    if remote is not None:
+        uris = [f"{uri}?tls-certificates={quote(str(remote.absolute()))}" for uri in own["remoteUris"]]
     print_pairs(
         [
             ("view", opened["name"]),
             ("point", f"{own['recoveryPointId']} ({moment(own['recoveryPointTime'])})"),
             ("ends", moment(own["expires"])),
-            *((f"disk {export['index']}", export["uri"]) for export in own["exports"]),
+            *((f"disk {export['index']}", uri) for export, uri in zip(own["exports"], uris, strict=True)),
         ]
     )
-    first = own["exports"][0]["uri"]
-    tell(f"on the master target: nbdcopy '{first}' disk.img, or qemu-nbd --connect=/dev/nbd0 '{first}'")
+    if remote is not None:
+        tell(f"from this host, until the view ends: nbdcopy '{uris[0]}' disk.img")
+    else:
+        tell(f"on the master target: nbdcopy '{uris[0]}' disk.img, or qemu-nbd --connect=/dev/nbd0 '{uris[0]}'")
+
+
+def _store(directory: Path, key_pem: bytes, own: dict[str, Any]) -> None:
+    """Under the names that libnbd, nbdcopy and QEMU look for."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    replace_file(directory / "client-key.pem", key_pem)
+    replace_file(directory / "client-cert.pem", own["certificate"].encode("ascii"))
+    replace_file(directory / "ca-cert.pem", own["certificateAuthority"].encode("ascii"))
 
 
 @app.command("list")

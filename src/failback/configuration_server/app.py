@@ -138,7 +138,7 @@ def open_server(config: ServerConfig) -> Assembled:
     services = Services(
         database=database, orders=orders, news=news, fabrics=sites, clock=clock, jobs=engine, groups=groups,
         heartbeat_alarm_seconds=config.heartbeat_alarm_seconds, backup_marker=around.backup_marker,
-        page_rows=config.page_rows,
+        page_rows=config.page_rows, view_certificates=installation.authority,
     )  # fmt: skip
     application = application_of(config, services, desk, registry)
     guard = ReplicaGuard(database, world.fabrics, clock, pause_seconds=config.monitor_seconds * GUARD_EVERY)

@@ -186,7 +186,7 @@ def may_enrol(config: ControlConfig) -> bool:
 def _ask_enrolment(config: ControlConfig, role: Role) -> tuple[bytes, Enrolled]:
     """(key, what the server answered)."""
     facts = host.gather()
-    key_pem, csr_pem = _key_and_request(role)
+    key_pem, csr_pem = key_and_request(role)
     request = Enrolment(
         role=role, hostname=facts.hostname, csr_pem=csr_pem, hardware_id=facts.hardware_id, version=__version__,
         passphrase=_secret(config.passphrase_file), token=_secret(config.token_file), addresses=config.addresses,
@@ -205,7 +205,7 @@ def renew(identity: Identity, config: ControlConfig) -> None:
     Raises PeerError, AuthenticationError and what the server answers.
     """
     facts = host.gather()
-    key_pem, csr_pem = _key_and_request(identity.role)
+    key_pem, csr_pem = key_and_request(identity.role)
     request = Renewal(facts.hostname, csr_pem, facts.hardware_id, __version__, config.addresses)
     client = HttpsClient(
         config.url, ca_file=identity.ca_path, certificate=(identity.certificate_path, identity.key_path)
@@ -237,14 +237,16 @@ def _secret(path: Path | None) -> str:
         ) from error
 
 
-def _key_and_request(role: Role) -> tuple[bytes, str]:
+def key_and_request(role: Role | str) -> tuple[bytes, str]:
     """A fresh EC P-256 key (PEM) and a signing request for it; the CA decides the subject."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.ORGANIZATIONAL_UNIT_NAME, role.value)])
+    subject = x509.Name(
+        [x509.NameAttribute(x509.NameOID.ORGANIZATIONAL_UNIT_NAME, role if isinstance(role, str) else role.value)]
+    )
     request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
     key_pem = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

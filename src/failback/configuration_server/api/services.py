@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +16,19 @@ from failback.fabric.interfaces import Fabric
 from failback.protection.operations import Side
 from failback.protection.readiness import HEARTBEAT_ALARM_SECONDS
 from failback.runtime.clock import Clock, SystemClock
+
+
+class IssuedCertificate(Protocol):
+    @property
+    def certificate_pem(self) -> str: ...
+
+
+class ViewCertificates(Protocol):
+    """The installation's authority, as far as clients of views need it."""
+
+    ca_pem: str
+
+    def issue_view_client(self, csr_pem: str, view_id: str, life: timedelta) -> IssuedCertificate: ...
 
 
 class JobControl(Protocol):
@@ -67,3 +81,4 @@ class Surroundings:
 class Services(Surroundings):
     jobs: JobControl
     groups: GroupPoints
+    view_certificates: ViewCertificates | None = None

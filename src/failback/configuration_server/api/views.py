@@ -8,6 +8,7 @@ that ended stays listed for a while with the reason.
 from __future__ import annotations
 
 import uuid
+from datetime import timedelta
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -24,6 +25,7 @@ from failback.configuration_server.api.services import Services
 from failback.configuration_server.api.sign_in import note
 from failback.configuration_server.database.components import ComponentRow
 from failback.configuration_server.database.items import ItemRow
+from failback.configuration_server.registry.desired import endpoint
 from failback.errors import ConfigurationError, ConflictError, NotFoundError
 from failback.model import orders
 from failback.model.components import MasterTargetStatus, ViewStatus
@@ -44,6 +46,8 @@ class ViewProperties(_Wire):
     writable: bool = False
     lease_seconds: float = Field(default=14400.0, alias="leaseSeconds", gt=0)
     quota_bytes: int = Field(default=0, alias="quotaBytes", ge=0)
+    certificate_request: str = Field(default="", alias="certificateRequest", max_length=16384)
+    """A signing request (PEM): the answer then has a certificate with which this view alone is read from elsewhere."""
 
 
 class ViewRequest(_Wire):
@@ -84,7 +88,11 @@ def router(services: Services) -> APIRouter:
         await services.database.run(
             lambda session: note(session, services.clock, request, "open view", row.name, detail=detail)
         )
-        return _view(vault, row, opened)
+        answer = _view(vault, row, opened)
+        if wanted.certificate_request:
+            target = await services.database.look(lambda session: session.get(ComponentRow, row.master_target_id))
+            answer["properties"].update(_remote(services, target, opened, wanted.certificate_request))
+        return answer
 
     @routes.delete(_VIEWS + "/{view_id}")
     async def delete_view(request: Request, item: ItemName, view_id: str) -> Response:
@@ -99,6 +107,26 @@ def router(services: Services) -> APIRouter:
         return Response(status_code=204)
 
     return routes
+
+
+def _remote(services: Services, target: ComponentRow | None, view: ViewStatus, request_pem: str) -> dict[str, Any]:
+    """How and with which certificate the view is read from another host, until its lease ends."""
+    place = endpoint(target)
+    if not view.remote_port or place is None:
+        raise ConfigurationError(
+            "the view is open, but its master target serves views on its own host only", code="ViewsNotRemote",
+            remedy="set view_listen_host in the master target's configuration and restart it, then open the view again",
+        )  # fmt: skip
+    if services.view_certificates is None:
+        raise ConfigurationError("this server has no certificate authority for views", code="ViewsNotRemote")
+    life = timedelta(seconds=max(60.0, (view.expires_wall_ns - services.clock.wall_ns()) / 1e9))
+    issued = services.view_certificates.issue_view_client(request_pem, view.view_id, life)
+    host = f"[{place.host}]" if ":" in place.host else place.host
+    return {
+        "certificate": issued.certificate_pem,
+        "certificateAuthority": services.view_certificates.ca_pem,
+        "remoteUris": [f"nbds://{host}:{view.remote_port}/{view.view_id}%2F{export.index}" for export in view.exports],
+    }
 
 
 def _checked(view_id: str) -> str:

@@ -31,6 +31,7 @@ AUTHORITY_DAYS = 3650
 CERTIFICATE_DAYS = 365
 RENEW_DAYS = CERTIFICATE_DAYS // 3
 """The server renews its own certificate when less than this is left."""
+VIEW_CLIENT = "view-client"
 _EARLY = timedelta(days=1)
 """A certificate is valid from so long ago on, but never for more than a twentieth of its life."""
 _HOST_NAME = re.compile(r"^(?=.{1,253}$)(\*\.)?([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)*[A-Za-z0-9_-]{1,63}$")
@@ -85,17 +86,15 @@ class Authority:
 
     def issue(self, csr_pem: str, component_id: str, role: Role, addresses: tuple[str, ...]) -> Issued:
         """A component's certificate. Raises AuthenticationError for a request that is not what it should be."""
-        try:
-            request = x509.load_pem_x509_csr(csr_pem.encode("ascii"))
-            valid = request.is_signature_valid
-            public = request.public_key()
-        except (ValueError, UnicodeEncodeError, InvalidSignature) as error:
-            raise AuthenticationError(f"the certificate signing request cannot be read: {error}") from error
-        if not valid or not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
-            raise AuthenticationError("the certificate signing request is not signed by its own EC P-256 key")
+        public = _public_key(csr_pem)
         if any("*" in address for address in addresses):
             raise ConfigurationError("a component's addresses are its own: no wildcards", remedy="correct addresses")
         return self._sign(public, component_id, role, addresses, self.component_life)
+
+    def issue_view_client(self, csr_pem: str, view_id: str, life: timedelta) -> Issued:
+        """For whoever reads one open view from elsewhere: CN is the view's id, OU no component's role, so that every other
+        door stays shut. Raises AuthenticationError as :meth:`issue` does."""
+        return self._sign(_public_key(csr_pem), view_id, VIEW_CLIENT, (), life)
 
     def issue_server(self, directory: Path, component_id: str, addresses: tuple[str, ...]) -> tuple[Path, Path]:
         """This server's own certificate and key in ``directory``; renewed when names changed or it ends soon."""
@@ -131,7 +130,7 @@ class Authority:
         )
 
     def _sign(
-        self, public: ec.EllipticCurvePublicKey, component_id: str, role: Role, addresses: tuple[str, ...],
+        self, public: ec.EllipticCurvePublicKey, component_id: str, role: Role | str, addresses: tuple[str, ...],
         life: timedelta,
     ) -> Issued:  # fmt: skip
         now = datetime.now(UTC).replace(microsecond=0)
@@ -139,12 +138,12 @@ class Authority:
         subject = x509.Name(
             [
                 x509.NameAttribute(NameOID.COMMON_NAME, component_id),
-                x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, role.value),
+                x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, role if isinstance(role, str) else role.value),
             ]
         )
         purposes = [ExtendedKeyUsageOID.CLIENT_AUTH]
         names: list[x509.GeneralName] = []
-        if role is not Role.MOBILITY:
+        if role is not Role.MOBILITY and isinstance(role, Role):
             purposes.append(ExtendedKeyUsageOID.SERVER_AUTH)
             names = _names(addresses)
         if role is not Role.CONFIGURATION_SERVER:
@@ -168,6 +167,18 @@ class Authority:
         certificate = builder.sign(self._key, hashes.SHA256())
         pem = certificate.public_bytes(serialization.Encoding.PEM).decode("ascii")
         return Issued(pem, f"{certificate.serial_number:x}", int(end.timestamp()) * 1_000_000_000)
+
+
+def _public_key(csr_pem: str) -> ec.EllipticCurvePublicKey:
+    try:
+        request = x509.load_pem_x509_csr(csr_pem.encode("ascii"))
+        valid = request.is_signature_valid
+        public = request.public_key()
+    except (ValueError, UnicodeEncodeError, InvalidSignature) as error:
+        raise AuthenticationError(f"the certificate signing request cannot be read: {error}") from error
+    if not valid or not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
+        raise AuthenticationError("the certificate signing request is not signed by its own EC P-256 key")
+    return public
 
 
 def _self_signed(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
