@@ -4,10 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CAPTURE := src/failback/mobility/capture/capture.bpf.o
+NATIVE := src/failback/runtime/_native.so
 
 .PHONY: soak demo test check format lint types unit bench fuzz docs readiness-page build clean system-packages
 
-demo: $(VENV)/.ready $(CAPTURE)
+demo: $(VENV)/.ready $(CAPTURE) $(NATIVE)
 	$(BIN)/failback lab demo
 
 # What fails gets a second try, loudly (real processes, kernels and emulated machines on a machine that may be busy): the first
@@ -19,10 +20,10 @@ test: check
 
 # Simulated worlds and real processes broken on purpose, for a while: prints a report, fails when anything was lost.
 SOAK_MINUTES ?= 20
-soak: $(VENV)/.ready $(CAPTURE)
+soak: $(VENV)/.ready $(CAPTURE) $(NATIVE)
 	SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python tests/soak/run.py
 
-check: $(VENV)/.ready $(CAPTURE)
+check: $(VENV)/.ready $(CAPTURE) $(NATIVE)
 	$(BIN)/ruff check src tests
 	$(BIN)/ruff format --check src tests
 	$(BIN)/mypy
@@ -34,23 +35,23 @@ format: $(VENV)/.ready
 
 lint types: check
 
-unit: $(VENV)/.ready $(CAPTURE)
+unit: $(VENV)/.ready $(CAPTURE) $(NATIVE)
 	$(BIN)/pytest tests/unit
 
 # The table of bench/README.md; BENCH=name for one, SCALE=small PAIRS=1 for a quick try.
-bench: $(VENV)/.ready $(CAPTURE)
+bench: $(VENV)/.ready $(CAPTURE) $(NATIVE)
 	$(BIN)/python bench/run.py
 
 # Every parser under coverage-guided fuzzing (fuzz/README.md); findings go to fuzz/findings/.
 FUZZ_SECONDS ?= 60
-fuzz: $(VENV)/.ready $(CAPTURE)
+fuzz: $(VENV)/.ready $(CAPTURE) $(NATIVE)
 	$(BIN)/python fuzz/run.py all $(FUZZ_SECONDS)
 
 # The page of all preconditions, made from the registry.
 readiness-page: $(VENV)/.ready
 	$(BIN)/python -m failback.protection.readiness.document > docs/readiness.md
 
-build: $(VENV)/.ready $(CAPTURE)
+build: $(VENV)/.ready $(CAPTURE) $(NATIVE)
 	$(BIN)/python -m build
 
 # apt packages: see deploy/system-packages.sh, which says which and why, and refuses with a reason where it cannot work.
@@ -66,5 +67,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt | .system-packages
 $(CAPTURE): $(wildcard bpf/*) build_capture.py | .system-packages
 	$(PYTHON) build_capture.py
 
+$(NATIVE): native/native.c build_capture.py | .system-packages
+	$(PYTHON) build_capture.py
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .system-packages build dist $(CAPTURE) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .system-packages build dist $(CAPTURE) $(NATIVE) .mypy_cache .ruff_cache .pytest_cache

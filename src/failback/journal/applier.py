@@ -18,7 +18,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
+from failback.block import scattered
 from failback.block.device import BlockDevice
 from failback.block.raw import storage_error
 from failback.errors import FailbackError, IntegrityError, ProtocolError
@@ -344,6 +346,7 @@ class Payloads:
 
     def __init__(self, parts: list[memoryview]) -> None:
         self._parts = parts
+        self.memory = scattered.Memory(parts)
         self._starts = np.cumsum([0, *(len(part) for part in parts)]).tolist()[:-1]
 
     def part(self, source: int, length: int) -> memoryview:
@@ -378,9 +381,27 @@ def payload_of(batch: Batch) -> memoryview:
 
 
 def write_pieces(device: BlockDevice, pieces: last_write.Pieces, payloads: Payloads) -> int:
-    """Write the pieces in offset order; returns the bytes."""
-    total = 0
-    columns = (pieces.offset.tolist(), pieces.length.tolist(), pieces.source.tolist(), pieces.operation.tolist())
+    """Write the pieces, which are disjoint; returns the bytes."""
+    left = np.ones(len(pieces.offset), np.bool_)
+    if (
+        scattered.can(device)
+        and not faults.is_armed("apply.mid")
+        and scattered.fits(device, pieces.offset, pieces.length)
+    ):
+        data = (pieces.operation == int(Operation.DATA)) & scattered.are_small(pieces.length)
+        columns = [column[data] for column in (pieces.offset, pieces.length, pieces.source)]
+        addresses = payloads.memory.addresses(columns[2], columns[1])
+        if addresses is not None:
+            scattered.write(device, columns[0], columns[1], addresses)
+            left = ~data
+    _write_one_by_one(device, pieces, payloads, left)
+    return int(pieces.length.sum())
+
+
+def _write_one_by_one(
+    device: BlockDevice, pieces: last_write.Pieces, payloads: Payloads, left: npt.NDArray[np.bool_]
+) -> None:
+    columns = (column[left].tolist() for column in (pieces.offset, pieces.length, pieces.source, pieces.operation))
     for offset, length, source, operation in zip(*columns, strict=True):
         faults.point("apply.mid")
         if operation == Operation.DATA:
@@ -389,5 +410,3 @@ def write_pieces(device: BlockDevice, pieces: last_write.Pieces, payloads: Paylo
             device.zero(offset, length)
         else:
             device.discard(offset, length)
-        total += length
-    return total

@@ -14,7 +14,8 @@ from dataclasses import replace
 from failback.errors import ConflictError, NotFoundError
 from failback.journal import lost_undo
 from failback.journal.catalogue import Catalogue, Interval
-from failback.journal.undo import Durable, UndoDamagedError, UndoFolder, pack_record, read_records, select
+from failback.journal.undo import Durable, UndoDamagedError, UndoFolder, read_records, select
+from failback.journal.undo_packing import pack_record
 from failback.runtime import faults
 
 

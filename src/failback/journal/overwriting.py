@@ -20,7 +20,8 @@ import numpy as np
 from failback.journal.applier import Target
 from failback.journal.catalogue import Catalogue
 from failback.journal.format import UNDO_BLOCK_BYTES
-from failback.journal.undo import Blocks, Preserver, write_blocks
+from failback.journal.undo import Preserver, write_blocks
+from failback.journal.undo_packing import Blocks
 from failback.runtime import faults
 
 RETURN_FILE = "undo/return.undo"

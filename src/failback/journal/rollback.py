@@ -32,7 +32,6 @@ from failback.journal.format import UNDO_BLOCK_BYTES
 from failback.journal.overwriting import RETURN_FILE, STRETCH_BYTES, Contents, Overwriting
 from failback.journal.redo import RedoLog
 from failback.journal.undo import (
-    Blocks,
     Durable,
     Piece,
     Preserver,
@@ -45,6 +44,7 @@ from failback.journal.undo import (
     read_records,
     write_runs,
 )
+from failback.journal.undo_packing import Blocks
 from failback.model.points import PointChoice, RecoveryPoint
 from failback.runtime import faults, records
 

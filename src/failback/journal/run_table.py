@@ -23,7 +23,8 @@ import numpy.typing as npt
 
 from failback.journal.catalogue import Interval
 from failback.journal.format import FILE_HEADER_BYTES, UNDO_BLOCK_BYTES, UNDO_CHUNK_BLOCKS, RunKind
-from failback.journal.undo import EMPTY, RUN_DTYPE, Blocks, Durable, UndoRecord, read_records
+from failback.journal.undo import EMPTY, Durable, UndoRecord, read_records
+from failback.journal.undo_packing import RUN_DTYPE, Blocks
 
 _CACHED_RECORDS = 32
 _MOST_TABLES = 24

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Executor, Future
@@ -18,26 +17,23 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import zstandard
 
+from failback.block import scattered
 from failback.block.device import BlockDevice
 from failback.block.raw import storage_error, sync_directory
 from failback.errors import IntegrityError
 from failback.journal import format as layout
 from failback.journal.format import UNDO_BLOCK_BYTES, UNDO_CHUNK_BLOCKS, RunKind, UndoCodec
 from failback.journal.redo import write_all
+from failback.journal.undo_packing import RUN_DTYPE, Blocks, ChunkMemory, Content, Parts, Runs, join_record, pack_record
 from failback.protocol.compression import decompress
 from failback.runtime import faults
 
-RUN_DTYPE = np.dtype(layout.RUN_DTYPE)
 REGION_BLOCKS = 32768
 _HOLE_SEARCH_BLOCKS = 16
 _OUTSTANDING_CHUNKS = 24
 _HOLE_STRIDE_BLOCKS = 1 << 20
 _LARGEST_BLOCK = 1 << 50
-
-Blocks = npt.NDArray[np.int64]
-Runs = npt.NDArray[np.void]
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,42 +201,6 @@ def _is_possible(header: layout.UndoRecordHeader, runs: Runs) -> bool:
     return carried * UNDO_BLOCK_BYTES == header.raw_bytes
 
 
-def pack_record(
-    disk: int, ids: Blocks, content: npt.NDArray[np.uint8], interval_id: int, *, compress: bool = True
-) -> tuple[bytes, Runs]:
-    """A record of the blocks ``ids`` (ascending) with ``content`` (n x 4096); zero blocks carry no content."""
-    filled = content.view(np.uint64).any(axis=1)
-    kinds = np.where(filled, int(RunKind.DATA), int(RunKind.ZERO))
-    breaks = np.flatnonzero((np.diff(ids) != 1) | (np.diff(kinds) != 0)) + 1
-    first = np.concatenate([[0], breaks])
-    runs = np.zeros(len(first), RUN_DTYPE)
-    runs["disk"] = disk
-    runs["kind"] = kinds[first]
-    runs["first"] = ids[first]
-    runs["blocks"] = np.diff(np.concatenate([first, [len(ids)]]))
-    raw = content.tobytes() if filled.all() else content[filled].tobytes()
-    return join_record(runs, raw, interval_id, compress=compress), runs
-
-
-_local = threading.local()
-
-
-def join_record(runs: Runs, raw: bytes, interval_id: int, *, compress: bool = True) -> bytes:
-    """A whole record: header, run table, content (zstd level 1 where it shrinks)."""
-    if not hasattr(_local, "compressor"):
-        _local.compressor = zstandard.ZstdCompressor(level=1)
-    stored, codec = raw, UndoCodec.RAW
-    if raw and compress:
-        packed = _local.compressor.compress(raw)
-        if len(packed) < len(raw):
-            stored, codec = packed, UndoCodec.ZSTD
-    table = runs.tobytes()
-    checksum = layout.body_checksum(table, stored)
-    header = layout.UndoRecordHeader(codec, len(runs), len(stored), len(raw), interval_id, checksum,
-        layout.table_checksum(table))  # fmt: skip
-    return layout.pack_undo_record(header) + table + stored
-
-
 class UndoFile:
     """An undo file that is being written. Opening cuts a torn tail and gives the set of saved blocks.
 
@@ -308,13 +268,13 @@ class UndoFile:
     def synced_bytes(self) -> int:
         return self.durable.size_bytes
 
-    def append(self, record: bytes) -> None:
+    def append(self, record: Parts) -> None:
         """Durable after :meth:`sync`. Raises OutOfSpaceError, StorageError."""
         try:
-            write_all(self._fd, [record], self.size_bytes)
+            write_all(self._fd, list(record), self.size_bytes)
         except OSError as error:
             raise storage_error(f"cannot append to {self.path}", error) from error
-        self.size_bytes += len(record)
+        self.size_bytes += sum(map(len, record))
         self._records += 1
         faults.point("undo.after_write")
 
@@ -374,6 +334,9 @@ class UndoFolder:
         return UndoFile(self.path(name), self.machine_id, self.incarnation, number, durable)
 
 
+_memory = ChunkMemory()
+
+
 class Preserver:
     """Saves the old content of blocks that are about to be overwritten, each once for the file's life.
 
@@ -387,6 +350,7 @@ class Preserver:
         self._compress = compress
         self._devices = devices
         self._readers = readers
+        self._memory = _memory
 
     def preserve(self, disk: int, start: Blocks, end: Blocks) -> int:
         """Save the blocks that the byte ranges [start, end) touch, unless saved. Sorted, disjoint ranges.
@@ -416,23 +380,30 @@ class Preserver:
         ids: Blocks = np.flatnonzero(mask) + region * REGION_BLOCKS
         if len(ids) == 0:
             return 0
-        outstanding: deque[Future[bytes]] = deque()
+        outstanding: deque[Future[tuple[Parts, Content]]] = deque()
         for begin in range(0, len(ids), UNDO_CHUNK_BLOCKS):
             chunk = ids[begin : begin + UNDO_CHUNK_BLOCKS]
             outstanding.append(self._readers.submit(self._read_chunk, disk, chunk))
             if len(outstanding) >= _OUTSTANDING_CHUNKS:
-                self.file.append(outstanding.popleft().result())
+                self._append(*outstanding.popleft().result())
         while outstanding:
-            self.file.append(outstanding.popleft().result())
+            self._append(*outstanding.popleft().result())
         self.file.saved.add_mask(disk, region, mask)
         return len(ids) * UNDO_BLOCK_BYTES
 
-    def _read_chunk(self, disk: int, ids: Blocks) -> bytes:
+    def _read_chunk(self, disk: int, ids: Blocks) -> tuple[Parts, Content]:
+        """The chunk's record, and the memory that it may refer to."""
         device = self._devices[disk]
+        memory = self._memory.take()
+        content = memory[: len(ids)]
         if _is_hole(device, ids):
-            return join_record(_zero_runs(disk, ids), b"", self.file.interval_id)
-        content = read_blocks(device, ids)
-        return pack_record(disk, ids, content, self.file.interval_id, compress=self._compress)[0]
+            return join_record(_zero_runs(disk, ids), content[:0], self.file.interval_id), memory
+        read_blocks(device, ids, content)
+        return pack_record(disk, ids, content, self.file.interval_id, compress=self._compress)[0], memory
+
+    def _append(self, record: Parts, memory: Content) -> None:
+        self.file.append(record)
+        self._memory.give_back(memory)
 
     def sync(self) -> None:
         self.file.sync()
@@ -451,20 +422,29 @@ def _zero_runs(disk: int, ids: Blocks) -> Runs:
     return np.array([(disk, int(RunKind.ZERO), 0, len(ids), int(ids[0]))], RUN_DTYPE)
 
 
-def read_blocks(device: BlockDevice, ids: Blocks) -> npt.NDArray[np.uint8]:
-    """The blocks' content, n x 4096, neighbours in one read, holes without reading; behind the disk's end zeroes."""
-    content = np.zeros((len(ids), UNDO_BLOCK_BYTES), np.uint8)
-    view = memoryview(content.data).cast("B")
+def read_blocks(device: BlockDevice, ids: Blocks, content: Content) -> None:
+    """The blocks' content into n x 4096 bytes, neighbours in one read, long holes without reading; zeroes behind the end."""
     breaks = np.flatnonzero(np.diff(ids) != 1) + 1
-    firsts = [0, *breaks.tolist()]
-    for begin, stop in zip(firsts, [*firsts[1:], len(ids)], strict=True):
-        offset = int(ids[begin]) * UNDO_BLOCK_BYTES
-        length = min((stop - begin) * UNDO_BLOCK_BYTES, device.size_bytes - offset)
-        ranges = device.data_ranges(offset, length) if stop - begin >= _HOLE_SEARCH_BLOCKS else [(offset, length)]
-        for place, part in ranges:
-            at = begin * UNDO_BLOCK_BYTES + place - offset
-            device.read_into(place, view[at : at + part])
-    return content
+    begins: Blocks = np.concatenate([[0], breaks])
+    lengths: Blocks = np.diff(np.concatenate([begins, [len(ids)]])) * UNDO_BLOCK_BYTES
+    offsets: Blocks = ids[begins] * UNDO_BLOCK_BYTES
+    long = lengths >= _HOLE_SEARCH_BLOCKS * UNDO_BLOCK_BYTES
+    cut = offsets + lengths > device.size_bytes
+    if scattered.can(device):
+        simple = ~(long | cut)
+        addresses = content.ctypes.data + begins[simple] * UNDO_BLOCK_BYTES
+        scattered.read(device, offsets[simple], lengths[simple], addresses)
+        begins, lengths, offsets = (column[~simple] for column in (begins, lengths, offsets))
+        long, cut = long[~simple], cut[~simple]
+    view = memoryview(content.data).cast("B")
+    columns = (column.tolist() for column in (begins, lengths, offsets, long, cut))
+    for begin, whole, offset, is_long, is_cut in zip(*columns, strict=True):
+        at = begin * UNDO_BLOCK_BYTES
+        length = min(whole, device.size_bytes - offset)
+        if is_long or is_cut:
+            content[begin : begin + whole // UNDO_BLOCK_BYTES] = 0
+        for place, part in device.data_ranges(offset, length) if is_long else [(offset, length)]:
+            device.read_into(place, view[at + place - offset : at + place - offset + part])
 
 
 def write_runs(device_of: Mapping[int, BlockDevice], runs: Runs, content: memoryview) -> int:
@@ -483,22 +463,27 @@ def write_runs(device_of: Mapping[int, BlockDevice], runs: Runs, content: memory
     return written
 
 
-def write_blocks(device: BlockDevice, ids: Blocks, content: npt.NDArray[np.uint8] | None) -> int:
+def write_blocks(device: BlockDevice, ids: Blocks, content: Content | None) -> int:
     """Write blocks (ascending ids, n x 4096; None: zeroes, as holes), neighbours in one call. Returns the bytes."""
     breaks = np.flatnonzero(np.diff(ids) != 1) + 1
-    firsts = [0, *breaks.tolist()]
-    flat = memoryview(b"") if content is None else memoryview(np.ascontiguousarray(content).data).cast("B")
-    written = 0
-    for begin, stop in zip(firsts, [*firsts[1:], len(ids)], strict=True):
-        offset = int(ids[begin]) * UNDO_BLOCK_BYTES
-        length = min((stop - begin) * UNDO_BLOCK_BYTES, device.size_bytes - offset)
-        if content is None:
+    begins: Blocks = np.concatenate([[0], breaks])
+    offsets: Blocks = ids[begins] * UNDO_BLOCK_BYTES
+    lengths: Blocks = np.diff(np.concatenate([begins, [len(ids)]])) * UNDO_BLOCK_BYTES
+    lengths = np.minimum(lengths, device.size_bytes - offsets)
+    places = begins * UNDO_BLOCK_BYTES
+    if content is None:
+        for offset, length in zip(offsets.tolist(), lengths.tolist(), strict=True):
             device.zero(offset, length)
-        else:
-            at = begin * UNDO_BLOCK_BYTES
-            device.write(offset, flat[at : at + length])
-        written += length
-    return written
+        return int(lengths.sum())
+    whole = np.ascontiguousarray(content)
+    left = np.ones(len(offsets), np.bool_)
+    if scattered.can(device) and scattered.fits(device, offsets, lengths):
+        left = ~scattered.are_small(lengths)
+        scattered.write(device, offsets[~left], lengths[~left], places[~left] + whole.ctypes.data)
+    flat = memoryview(whole.data).cast("B")
+    for offset, length, at in zip(offsets[left].tolist(), lengths[left].tolist(), places[left].tolist(), strict=True):
+        device.write(offset, flat[at : at + length])
+    return int(lengths.sum())
 
 
 def add_ids(blocks: SavedBlocks, disk: int, ids: Blocks) -> None:

@@ -49,6 +49,11 @@ def point(name: str) -> None:
         _act(name)
 
 
+def is_armed(name: str) -> bool:
+    """Whether somebody wants to see each passage of the point: then work that would pass it in one go is done step by step."""
+    return _watcher is not None or name in _armed
+
+
 def watch(watcher: Callable[[str], None] | None) -> None:
     """Call ``watcher`` with the name at every passage; it may raise. None: nobody watches."""
     global _watcher
