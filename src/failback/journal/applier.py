@@ -24,7 +24,7 @@ from failback.block import scattered
 from failback.block.device import BlockDevice
 from failback.block.raw import storage_error
 from failback.errors import FailbackError, IntegrityError, ProtocolError
-from failback.journal import last_write, lost_undo, pacing
+from failback.journal import last_write, lost_undo, pacing, unproven
 from failback.journal.catalogue import Applied, Catalogue, Interval, Mark
 from failback.journal.damage import REDO_DAMAGED
 from failback.journal.digests import compare
@@ -32,7 +32,6 @@ from failback.journal.known_digests import KnownDigests
 from failback.journal.recent_redo import RedoRecord
 from failback.journal.redo import RedoLog
 from failback.journal.undo import EMPTY, Preserver, UndoDamagedError, UndoFile, UndoFolder
-from failback.journal.unproven import is_unproven
 from failback.model.ids import MachineId, PointId, new_id
 from failback.model.points import PointKind, RecoveryPoint
 from failback.model.stream import Codec, Operation
@@ -95,6 +94,9 @@ class Applier:
         self.up_to: int | None = None
         """The last record that may be applied; None: all."""
         self._file: UndoFile | None = None
+        self._attempted = 0
+        self.replayed_until = 0
+        """Before this record the disks may hold more than is written again since the last failure."""
         self._load()
 
     # --- state ------------------------------------------------------------------------------------------------------
@@ -116,6 +118,10 @@ class Applier:
         self._interval_file = interval.file
         self._preserver = Preserver(self._file, self._devices, self._readers)
         self.durable = self.written = self._catalogue.applied
+        self.replayed_until = max(self.replayed_until, self._attempted)
+        self._cut = unproven.cut(self._catalogue)
+        pace = self._catalogue.get(unproven.PACE)
+        self._pace = int(pace) if pace is not None else -1
         published = [entry for entry in self._catalogue.points() if not entry.point.abandoned]
         self._last_point_wall_ns = published[-1].point.wall_ns if published else 0
         only_before = bool(published) and published[-1].point.kind is PointKind.BEFORE_REPROTECT
@@ -147,6 +153,15 @@ class Applier:
         """The catalogue was changed by another hand: take everything from the files before the next step."""
         self._stale = True
 
+    def begin_anew(self) -> None:
+        """What was written does not matter any more: the disks will be compared, and records get numbers again."""
+        self._attempted = self.replayed_until = 0
+        self.forget()
+
+    @property
+    def _is_mixture(self) -> bool:
+        return self.written.ordinal < self.replayed_until or unproven.is_unproven(self._catalogue, self.written)
+
     # --- stepping ---------------------------------------------------------------------------------------------------
 
     def step(self) -> bool:
@@ -156,6 +171,7 @@ class Applier:
         is durable, and a point if it can be one.
         """
         with self._restarting():
+            self._follow_policy()
             group = self._collect()
             if group is None:
                 if self.written != self.durable and time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
@@ -187,7 +203,7 @@ class Applier:
             newest = max(
                 (entry.ordinal for entry in self._catalogue.points() if entry.ordinal > lost_until), default=-1
             )
-            held_back = self.written.gap or self._after_pass or is_unproven(self._catalogue, self.written)
+            held_back = self.written.gap or self._after_pass or self._is_mixture
             if held_back or self.written.ordinal <= max(newest, lost_until):
                 self.settle()
             else:
@@ -208,7 +224,7 @@ class Applier:
                     break
                 batch = decode(record)
                 payload = payload_of(batch)
-                decision = self._decide(header)
+                decision = self._decide(header, record.ordinal)
                 group.records.append(record)
                 group.batches.append(batch)
                 group.payloads.append(payload)
@@ -233,15 +249,29 @@ class Applier:
             remedy="the machine's disks are compared by hash under a new epoch; check the retention volume",
         )
 
-    def _decide(self, header: ItemHeader) -> pacing.Decision:
+    def _follow_policy(self) -> None:
+        """Another pace holds from a durable place on: what is written again after a failure makes the same points again, for
+        the disks are not as they were at any other place."""
+        wanted = self._pace_seconds()
+        if wanted == self._pace or (self._pace >= 0 and self._is_mixture):
+            return
+        if self.written != self.durable:
+            self._settle(None)
+        self._catalogue.set(unproven.PACE, wanted)
+        self._pace = wanted
+
+    def _decide(self, header: ItemHeader, ordinal: int) -> pacing.Decision:
         pace = pacing.Pace(self._last_point_wall_ns, self._after_pass)
-        decision = pacing.decide(pace, header.gap, header.mark_kind, header.wall_ns, self._pace_seconds())
+        decision = pacing.decide(pace, header.gap, header.mark_kind, header.wall_ns, self._pace)
+        if self._cut.covers(ordinal, header.epoch, header.end_position):
+            decision = pacing.Decision(None, decision.gap, self._after_pass or decision.after_pass)
         self._after_pass = decision.after_pass
         return decision
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
     def _write(self, group: Group) -> None:
+        self._attempted = max(self._attempted, group.last.ordinal)
         resolved = last_write.resolve([last_write.extent_table(batch.extents) for batch in group.batches])
         saved = sum(self._preserver.preserve(disk, pieces.offset, pieces.end) for disk, pieces in resolved.items())
         self._preserver.sync()

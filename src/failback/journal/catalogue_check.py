@@ -90,11 +90,12 @@ def _number_if_any(value: Any) -> None:
         _number(value)
 
 
-def _place_if_any(value: Any) -> None:
+def _cut_if_any(value: Any) -> None:
     if value is not None:
-        epoch, ring = value
-        _number(epoch)
-        _number(ring)
+        for number in value:
+            _number(number)
+        if len(value) != 3:
+            raise ValueError(value)
 
 
 def _disks(value: Any) -> None:
@@ -154,7 +155,8 @@ _FACTS: dict[str, Callable[[Any], None]] = {
     "rollback_destination": _destination,
     "created": _names,
     unproven.UNTIL: _number_if_any,
-    unproven.RING: _place_if_any,
+    unproven.CUT: _cut_if_any,
+    unproven.PACE: _number_if_any,
 }
 _NEEDED = ("machine_id", "incarnation", "disks", "state", "epoch")
 

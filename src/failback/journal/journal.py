@@ -244,9 +244,8 @@ class Journal:
     def witness(self) -> Witness:
         """What a later look at this journal may not fall behind."""
         catalogue = self.catalogue
-        applied = catalogue.applied.ordinal
-        life = int(catalogue.get("life") or 0)
-        return Witness(self.incarnation, int(catalogue.get("epoch")), catalogue.newest_interval(), applied, life)
+        epoch, life = int(catalogue.get("epoch")), int(catalogue.get("life") or 0)
+        return Witness(self.incarnation, epoch, catalogue.newest_interval(), catalogue.applied.ordinal, life)
 
     def begin_life(self) -> None:
         """Before disks are written again: a copy of this journal from now is an old one after the next time (D7)."""
@@ -284,6 +283,8 @@ class Journal:
             self.catalogue.forget_replies(epoch)
             if self._damage is not None:
                 unproven.forget(self.catalogue)
+                if self._applier is not None:
+                    self._applier.begin_anew()
         self.landed = self._appended = Position(epoch, 0, 0)
 
     def append(self, item: RawItem) -> bool:
@@ -416,7 +417,8 @@ class Journal:
     @property
     def unproven(self) -> bool:
         """The disks may hold more than was applied (of a record that is torn now): no point until the redo goes on."""
-        return unproven.is_unproven(self.catalogue, self.applied)
+        replaying = self._applier is not None and self.applied.ordinal < self._applier.replayed_until
+        return replaying or unproven.is_unproven(self.catalogue, self.applied)
 
     @property
     def caught_up(self) -> bool:

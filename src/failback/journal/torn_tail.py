@@ -15,9 +15,14 @@ from failback.protocol.items import parse_item_header
 
 @dataclass(frozen=True, slots=True)
 class Bound:
+    """A record's number, and a place in the ring of an epoch: what follows a tail is behind it when it is behind both."""
+
     ordinal: int = 0
     epoch: int = 0
     ring: int = 0
+
+    def covers(self, ordinal: int, epoch: int, ring: int) -> bool:
+        return ordinal < self.ordinal or (epoch == self.epoch and ring < self.ring)
 
     def or_later(self, other: Bound) -> Bound:
         epoch, ring = max((self.epoch, self.ring), (other.epoch, other.ring))

@@ -129,9 +129,16 @@ def _unproven_until_next_start() -> Sequence[Replacement]:
     """What was cut counts until the next start only, as if it had been one record that nobody had remade."""
 
     def begun(catalogue: Any, synced_ordinal: int, cut: Bound) -> None:
-        unproven._keep(catalogue, Bound(synced_ordinal + (cut.ordinal > 0)))
+        unproven._keep(catalogue, synced_ordinal, Bound(cut.ordinal and synced_ordinal + 1))
 
     return [(unproven, "begin", begun)]
+
+
+def _pace_at_once() -> Sequence[Replacement]:
+    def followed(self: applier.Applier) -> None:
+        self._pace = self._pace_seconds()
+
+    return [(applier.Applier, "_follow_policy", followed)]
 
 
 def _witness_without_epochs() -> Sequence[Replacement]:
@@ -178,6 +185,7 @@ MUTATIONS: dict[str, Mutation] = {
         lambda: [(applier.Target, "flush", lambda self: None)]),
     "torn-tail-forgotten": Mutation("a cut tail of the redo holds points back only until the next start (D13)",
         _unproven_until_next_start, 25, 2_309_700_990),
+    "pace-followed-at-once": Mutation("a new policy makes points while the disks are ahead (D13)", _pace_at_once),
     "copies-trusted": Mutation("the master target remembers nothing of its journals beside them (D7)", _witness_without_epochs),
 }  # fmt: skip
 

@@ -218,12 +218,12 @@ class MasterTarget:
         return journal
 
     def _start(self, journal: Journal, witness: WitnessFile) -> None:
-        known = witness.read()
+        world, known = self._world, witness.read()
         if known is not None:
             journal.distrust(known)
         journal.begin_life()
         witness.keep(journal.witness, now=True)
-        journal.policy = ReplicationPolicy("simulated", crash_consistent_seconds=self._world.pace_seconds)
+        journal.policy = ReplicationPolicy("simulated", crash_consistent_seconds=world.paces.choice((1, 3, 10)))
         journal.start(self._world.devices, self._reply)
 
     def _reply(self, reply: DigestReply) -> None:

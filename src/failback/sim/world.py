@@ -73,7 +73,9 @@ class World:
         self.batch_bytes = chance.choice((1 << 13, 1 << 16, 8 << 20))
         self.spool_limit_bytes = chance.choice((1 << 20, 1 << 24))
         self.spool_segment_bytes = chance.choice((1 << 14, 1 << 17, 1 << 20))
-        self.pace_seconds = chance.choice((1, 3, 10))
+        chance.choice((1, 3, 10))
+        self.paces = random.Random(f"paces of world {seed}")
+        """Each life of the master target has another policy."""
         self.raw_disks = {i: MemoryDisk(self._found(chance, i)) for i in range(len(sizes))}
         self.devices = {index: Torn(disk) for index, disk in self.raw_disks.items()}
         self.replica_disks = tuple(
