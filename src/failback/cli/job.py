@@ -28,12 +28,13 @@ Follow = Annotated[bool, typer.Option("--no-wait", help="Do not follow the job a
 def list_jobs(
     item: Annotated[str, typer.Option(help="Only jobs of this item.")] = "",
     state: Annotated[str, typer.Option(help="Only jobs in this state, e.g. Failed.")] = "",
+    limit: Annotated[int, typer.Option(help="At most so many.", min=1)] = 200,
     as_json: AsJson = False,
 ) -> None:
     """Jobs, newest first."""
     clauses = [f"itemName eq '{item}'"] * bool(item) + [f"jobStatus eq '{state}'"] * bool(state)
     with server() as api:
-        jobs = api.every("/replicationJobs", {"$filter": " and ".join(clauses)} if clauses else None)
+        jobs = api.some("/replicationJobs", limit, {"$filter": " and ".join(clauses)} if clauses else None)
     if as_json:
         print_json(jobs)
         return

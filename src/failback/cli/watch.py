@@ -116,7 +116,10 @@ def follow_all(api: Api, job_id: str, *, as_json: bool) -> None:
 
 def _successor(api: Api, job: dict[str, Any]) -> str | None:
     """The id of the job that this one began at its end."""
-    for other in api.every("/replicationJobs"):
+    own = job["properties"]
+    item = (own.get("failback") or {}).get("itemName", "")
+    clauses = [f"itemName eq '{item}'"] * bool(item) + [f"startTime eq '{own['startTime']}'"]
+    for other in api.every("/replicationJobs", {"$filter": " and ".join(clauses)}):
         if (other["properties"].get("failback") or {}).get("parentJobId") == job["name"]:
             return str(other["name"])
     return None

@@ -75,15 +75,16 @@ class Gate:
         return await self._services.database.look(lambda session: caller_of(session, token, now))
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send, caller: Caller | None) -> None:
-        statuses: list[int] = []
-
         async def seen(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                statuses.append(message["status"])
+            if message["type"] == "http.response.start":  # who hears of a refusal finds it in the audit
+                await self._audit_refused(scope, caller, message["status"], "")
             await send(message)
 
-        await self._application(scope, receive, seen)
-        await self._audit_refused(scope, caller, statuses[0] if statuses else 500, "")
+        try:
+            await self._application(scope, receive, seen)
+        except Exception:  # the application's border answers it with 500, outside of this one
+            await self._audit_refused(scope, caller, 500, "")
+            raise
 
     async def _audit_refused(self, scope: Scope, caller: Caller | None, status: int, code: str) -> None:
         if caller is None or status < 400 or scope["method"] not in _CHANGES:
