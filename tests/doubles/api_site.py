@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import simulated_sites as sites_of
-from simulated_sites import Components, SimulatedFabric, Sites
+from simulated_sites import Components, SimulatedAzure, SimulatedFabric, SimulatedVSphere, Sites
 from workflow_driver import QUICK
 
 from failback.configuration_server import app, serving
@@ -93,7 +93,10 @@ class Site(Components):
         blocked = state["knobs"].get("blocked", ())
         targets = order.arguments["targets"]
         encoded: dict[str, Any] = records.encode(
-            kinds.ProbeResult({target: "timed out" if target in blocked else "" for target in targets})
+            kinds.ProbeResult(
+                {target: "timed out" if target in blocked else "" for target in targets},
+                {target: state["knobs"].get("milliseconds", 1.0) for target in targets if target not in blocked},
+            )
         )
         return encoded
 
@@ -109,13 +112,16 @@ async def serve(directory: Path) -> None:
         with database.write() as session:  # the item is imported through the API
             session.delete(items.get(session, sites_of.ITEM))
     sites = Sites(directory / "sites.json")
+    vsphere = sites.read()["knobs"].get("described", False)
+    home, away = (SimulatedVSphere, SimulatedAzure) if vsphere else (SimulatedFabric, SimulatedFabric)
     fabrics = {
-        "cloud": SiteFabric("cloud", Side.CLOUD, "simulated", SimulatedFabric(sites, sites_of.CLOUD)),
-        "home": SiteFabric("home", Side.ON_PREMISES, "simulated", SimulatedFabric(sites, sites_of.HOME)),
+        "cloud": SiteFabric("cloud", Side.CLOUD, "simulated", away(sites, sites_of.CLOUD)),
+        "home": SiteFabric("home", Side.ON_PREMISES, "vsphere" if vsphere else "kvm", home(sites, sites_of.HOME)),
     }
     around = Surroundings(
         database=database, orders=assembled.orders, news=assembled.news, fabrics=fabrics,
-        heartbeat_alarm_seconds=5.0, probe_seconds=5.0, version="1", page_rows=3,
+        heartbeat_alarm_seconds=5.0, probe_seconds=5.0, version="1",
+        network_cards=directory / "network-cards", backup_marker=directory / "state" / app.BACKUP_MARKER, page_rows=3,
     )  # fmt: skip
     world = World(
         assembled.orders,

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from failback.model.components import (
 )  # fmt: skip
 from failback.model.ids import DiskId, MachineId, PassId, PointId
 from failback.model.points import Gap, PointKind, RecoveryPoint
+from failback.protection.readiness import AzureFacts, VSphereDatastore, VSphereFacts, VSphereMachine
 from failback.runtime import records
 from failback.runtime.clock import SystemClock
 
@@ -119,21 +121,39 @@ class SimulatedFabric:
     def probe(self) -> str:
         return ""
 
+    def _shown(self) -> dict[str, Any]:
+        """The knob ``fabric``: what this site shows instead of the ordinary."""
+        shown: dict[str, Any] = self._sites.read()["knobs"].get("fabric", {}).get(self._machine, {})
+        if shown.get("problem"):
+            raise FabricError(shown["problem"])
+        return shown
+
     def machines(self) -> tuple[FabricMachine, ...]:
-        return (self.machine(self._machine),)
+        shown = self._shown()
+        others = tuple(
+            FabricMachine(f"other-{index}", name, hardware, PowerState.OFF, "bios", ())
+            for index, (name, hardware) in enumerate(shown.get("others", ()))
+        )
+        return others if shown.get("gone") else (self.machine(self._machine), *others)
 
     def machine(self, name_or_id: str) -> FabricMachine:
-        if name_or_id != self._machine:
+        shown = self._shown()
+        if name_or_id != self._machine or shown.get("gone"):
             raise NotFoundError(f"no machine {name_or_id}")
         state = self._sites.read()
         disks = tuple(
             FabricDisk(
-                index, f"vd{index}", f"serial-{index}", f"/store/{index}.img", "raw", 1 << 20, disk in state["missing"]
+                index, f"vd{index}", f"serial-{index}", shown.get("path", f"/store/{index}.img"), "raw",
+                shown.get("size_bytes", 1 << 20), disk in state["missing"] or shown.get("missing", False),
+                shown.get("backing", False),
             )
             for index, disk in enumerate(DISKS)
-        )
+        )  # fmt: skip
         power = PowerState(state["power"][self._machine])
-        return FabricMachine(self._machine, self._machine, HARDWARE[self._machine], power, "bios", disks)
+        return FabricMachine(
+            self._machine, self._machine, HARDWARE[self._machine], power, shown.get("firmware", "bios"), disks,
+            shown.get("kind", "virtual"),
+        )  # fmt: skip
 
     def datastores(self) -> tuple[Datastore, ...]:
         return (Datastore("store", "/store", "dir", 1 << 40, 1 << 39),)
@@ -193,6 +213,37 @@ class SimulatedFabric:
         return bool(self._sites.read()["layer"] == key)
 
 
+class SimulatedVSphere(SimulatedFabric):
+    """Tells what a vSphere fabric would: sound, but for what the knob ``vsphere`` changes."""
+
+    def vsphere(self, fabric_id: str, master_target_hardware_id: str) -> VSphereFacts:
+        changes = self._sites.read()["knobs"].get("vsphere", {})
+        deleted = changes.get("machine", {}) is None
+        facts = VSphereFacts(
+            "ESXi", "8.0", "enterprise", "vc-1", True, "esx-1",
+            VSphereMachine("mt", **_tuples({"disk_ids": ["serial:mt"], **changes.get("master_target", {})})),
+            None if deleted else VSphereMachine(
+                fabric_id,
+                **_tuples({"datastores": ["store"], "addresses": ["10.0.0.5"], **(changes.get("machine") or {})}),
+            ),
+            (VSphereDatastore(**{"name": "store", "kind": "VMFS", **changes.get("datastore", {})}),),
+            original_vcenter="vc-1",
+        )  # fmt: skip
+        return replace(facts, **_tuples(changes.get("facts", {})))
+
+
+class SimulatedAzure(SimulatedFabric):
+    """Tells what an Azure fabric would; the knob ``azure`` changes it."""
+
+    def azure(self, fabric_id: str) -> AzureFacts:
+        facts = AzureFacts("rg-1", "rg-1", "vpn", ("10.1.0.5",))
+        return replace(facts, **_tuples(self._sites.read()["knobs"].get("azure", {})))
+
+
+def _tuples(changes: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
+
+
 def fill(database: Database) -> None:
     """Rows of a machine that failed over to the cloud, and of the components that serve it."""
     with database.write() as session:
@@ -240,7 +291,8 @@ class Components:
         for machine in (CLOUD, HOME):
             if state["power"][machine] == "On" and not state["knobs"].get(f"silent {machine}"):
                 await self._agent(machine)
-        await self._master_target()
+        if not state["knobs"].get("silent master target"):
+            await self._master_target()
 
     async def _enrolled_anew(self) -> None:
         """The disks of the chosen point know nothing of the item's agent: another component speaks from home."""
@@ -450,12 +502,16 @@ class Components:
             )
             for order_id, each in self._sites.read()["results"].items()
         )
+        told = self._sites.read()["knobs"].get("told", {}).get(key, {})
         heartbeat = Heartbeat(
-            role=role, hostname=component_id, version="1", hardware_id=hardware_id, boot_id=f"boot {key}",
-            os_family="linux", os_version="", kernel="", wall_ns=self._clock.wall_ns(), monotonic=1.0,
-            addresses=("127.0.0.1",), status=records.encode(status), reports=reports, assignment_generation=generation,
+            role=role, hostname=component_id, version=told.get("version", "1"), hardware_id=hardware_id,
+            boot_id=f"boot {key}", os_family=told.get("os_family", "linux"), os_version=told.get("os_version", ""),
+            kernel="", wall_ns=self._clock.wall_ns(), monotonic=1.0, addresses=("127.0.0.1",),
+            status={**records.encode(status), **told.get("status", {})}, reports=reports,
+            assignment_generation=generation,
         )  # fmt: skip
-        reply = await self._registry.heartbeat(component_id, role, heartbeat, skew_seconds=0.0)
+        skew_seconds = told.get("skew_seconds", 0.0)
+        reply = await self._registry.heartbeat(component_id, role, heartbeat, skew_seconds=skew_seconds)
         if reply.assignment is not None:
             assignment = reply.assignment
         self._taken[key] = (reply.assignment_generation, assignment)

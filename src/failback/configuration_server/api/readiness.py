@@ -53,11 +53,12 @@ def _choice(
     source_lost: Annotated[bool, Query(alias="sourceLost")] = False,
     refresh: bool = False,
     comparison_minutes: Annotated[int, Query(alias="comparisonMinutes", ge=0)] = 0,
+    probe: bool = True,
 ) -> ReadinessChoice:
     asked = Operation.FAILOVER if operation == "failback" else Operation.REPROTECT
     return ReadinessChoice(
         process_server, master_target, retention_volume, datastore, asked, source_lost=source_lost, refresh=refresh,
-        comparison_minutes=comparison_minutes,
+        comparison_minutes=comparison_minutes, probe=probe,
     )  # fmt: skip
 
 

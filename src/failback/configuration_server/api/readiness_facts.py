@@ -21,6 +21,7 @@ from failback.configuration_server.api.readiness_probes import Ends, alive, prob
 from failback.configuration_server.api.services import Surroundings
 from failback.configuration_server.database import groups, items
 from failback.configuration_server.database.components import ComponentRow, all_components, find
+from failback.configuration_server.database.policies import FAILBACK_POLICY_NAME, PolicyRow
 from failback.configuration_server.workflows.group_point import member_facts
 from failback.errors import FailbackError, NotFoundError
 from failback.fabric.interfaces import DescribesAzure, DescribesVSphere, FabricMachine
@@ -40,7 +41,6 @@ from failback.runtime import records
 
 MIGRATION_COMPLETED = "MigrationComplete"
 """The reason of a disabled protection that ends the way home (``disableProtectionReason`` on the wire)."""
-NETWORK_CARDS = Path("/sys/class/net")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,8 @@ class ReadinessChoice:
     refresh: bool = False
     comparison_minutes: int = 0
     """Above 0: a reprotect by periodic comparison. A failback is judged by what the item has."""
+    probe: bool = True
+    """Have the components try the connections; without, they are not applicable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,8 @@ class _Known:
     """The other members of its replication group."""
     neighbours: Neighbours
     transfer: TransferFacts
+    policy_name: str
+    """That a reprotect chooses by itself; empty when it is not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +87,7 @@ class _Side:
     azure: AzureFacts | None = None
 
 
-async def gather(
-    services: Surroundings, item: str, choice: ReadinessChoice, *, own_job_id: str = "", probe: bool = True
-) -> ReadinessFacts:
+async def gather(services: Surroundings, item: str, choice: ReadinessChoice, *, own_job_id: str = "") -> ReadinessFacts:
     """The facts of the item by name or id. ``own_job_id`` is the job that asks: it is not "another job"."""
     known = await services.database.look(lambda session: _known(services, session, item, choice))
     if choice.refresh:
@@ -98,7 +100,7 @@ async def gather(
     cloud, home, probes = await asyncio.gather(
         _look_at(services, row.cloud_fabric, row.cloud_fabric_id),
         _look_at(services, row.on_premises_fabric, row.on_premises_fabric_id, target_hardware),
-        probed(services, ends, probe=probe),
+        probed(services, ends, probe=choice.probe),
     )
     other_job = known.item.job is not None and known.item.job.job_id != own_job_id
     agent, status, target = known.item.agent, known.item.mobility, known.target_status
@@ -161,9 +163,9 @@ async def gather(
         group=known.item.group.name if known.item.group else "",
         group_members=known.group_members,
         probes=probes,
-        policy_name=known.item.policy.name,
+        policy_name=known.policy_name,
         configuration_server_version=services.version,
-        configuration_server_nics=network_cards(),
+        configuration_server_nics=network_cards(services.network_cards),
         seconds_since_backup=_since_backup(services),
         backups_known=services.backup_marker is not None,
         vsphere=home.vsphere,
@@ -189,6 +191,7 @@ def _known(services: Surroundings, session: Session, item: str, choice: Readines
         others,
         neighbours(session, row, master_target, status),
         transfer_facts(session, seen, services.clock.wall_ns()),
+        FAILBACK_POLICY_NAME if session.get(PolicyRow, FAILBACK_POLICY_NAME) is not None else "",
     )
 
 
@@ -293,7 +296,7 @@ def _disks(item: ItemView, cloud: FabricMachine | None, home: FabricMachine | No
     return tuple(found)
 
 
-def network_cards(root: Path = NETWORK_CARDS) -> int | None:
+def network_cards(root: Path) -> int | None:
     """Cards of this server (devices of a bus; without any, interfaces other than the loopback); None: unknown."""
     try:
         names = [each for each in root.iterdir() if each.name != "lo"]

@@ -73,6 +73,8 @@ class Surroundings:
     """How long a request waits for a fabric's answer."""
     page_rows: int = 500
     """Of a list's page; more are told by ``nextLink``."""
+    network_cards: Path = Path("/sys/class/net")
+    """Where this server's network cards are listed."""
     backup_marker: Path | None = None
     """A file that every backup of this server touches; its age is shown by readiness. None: not known."""
 

@@ -61,7 +61,7 @@ def _line(row: Row) -> str:
 
 
 def _matrix() -> list[str]:
-    targets = ", ".join(f"{name} (`{driver}`)" for driver, name in ORIGINAL_TARGETS.items() if driver != "simulated")
+    targets = ", ".join(f"{name} (`{driver}`)" for driver, name in ORIGINAL_TARGETS.items())
     tried = ", ".join(f"{each.name} {each.version}" for each in SUPPORTED)
     lines = [
         "",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 FAMILIES = ("linux", "windows")
 
-ORIGINAL_TARGETS = {"kvm": "KVM/libvirt", "vsphere": "VMware ESXi", "simulated": "a simulated site"}
+ORIGINAL_TARGETS = {"kvm": "KVM/libvirt", "vsphere": "VMware ESXi"}
 """Drivers of fabrics that a machine can be brought back to, as a person calls them."""
 
 
