@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from failback.cli import settings
-from failback.cli.operation import point_input
+from failback.cli.operation import estimate_lines, point_input
 from failback.cli.output import duration, size
 from failback.cli.watch import Row, changes, rows_of
 from failback.errors import ConfigurationError
@@ -102,3 +102,15 @@ def test_figures_are_for_people() -> None:
         "3.0 TiB",
     ]
     assert [duration(value) for value in (None, 0.4, 75, 3700)] == ["-", "0 s", "1 min 15 s", "1 h 01 min"]
+
+
+def test_what_a_reprotect_takes_is_said_and_never_guessed() -> None:
+    measured: dict[str, Any] = {
+        "bytes_at_most": 4_000_000_000, "bytes_expected": 1_000_000_000, "bytes_per_second": 50e6, "seconds": 20.0,
+        "measured_by": "its last synchronisation", "downtime_seconds": 16.0, "downtime_from": "the last failback",
+    }  # fmt: skip
+    first, second = estimate_lines(measured, failback=False)
+    assert first == "to send: 1.00 GB expected, 4.00 GB at most; about 20 s at 50.0 MB/s (its last synchronisation)"
+    assert second == "downtime of a failback: about 16 s (the last failback)"
+    assert "was not measured yet" in estimate_lines({**measured, "seconds": None}, failback=False)[0]
+    assert estimate_lines(measured, failback=True) == [second]

@@ -53,15 +53,27 @@ def readiness(
     datastore: Datastore = "",
     periodic_comparison: PeriodicComparison = False,
     every: Every = 15,
+    failback: Annotated[
+        bool, typer.Option("--failback", help="What a failback needs, instead of a reprotect.")
+    ] = False,
+    source_lost: Annotated[
+        bool, typer.Option("--source-lost", help="With --failback: the cloud machine is lost.")
+    ] = False,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Have servers and agent report anew first (new volumes, disks).")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check everything that a reprotect needs; nothing is touched. Exit status 1 when a check fails."""
+    """Check everything that a reprotect (or a failback) needs; nothing is touched. Exit status 1 when a check fails."""
     parameters = {
         "processServer": process_server,
         "masterTarget": master_target,
         "retentionVolume": retention_volume,
         "datastore": datastore,
         "comparisonMinutes": str(every) if periodic_comparison else "0",
+        "operation": "failback" if failback else "reprotect",
+        "sourceLost": str(source_lost).lower(),
+        "refresh": str(refresh).lower(),
     }
     with server() as api:
         answer = api.get(f"{ITEMS}/{name}/readiness", parameters)
@@ -71,11 +83,27 @@ def readiness(
         rows = [(check["verdict"], check["name"], check["subject"], check["sentence"]) for check in answer["value"]]
         print_table(("verdict", "check", "object", "finding"), rows)
         for check in answer["value"]:
-            if check["verdict"] == "fail":
-                tell(f"{check['name']} ({check['code']}): {check['remedy']}")
+            if check["verdict"] in ("fail", "warning"):
+                tell(f"{check['verdict']}: {check['name']} ({check['code']}): {check['remedy']}")
+        for line in estimate_lines(answer["estimate"], failback):
+            tell(line)
         tell("ready" if answer["ready"] else "not ready")
     if not answer["ready"]:
         raise typer.Exit(FAILED)
+
+
+def estimate_lines(estimate: dict[str, Any], failback: bool) -> list[str]:
+    """What it will take, in words; what was never measured is said to be so."""
+    downtime = f"downtime of a failback: about {duration(estimate['downtime_seconds'])} ({estimate['downtime_from']})"
+    if failback:
+        return [downtime]
+    at_most, expected = estimate["bytes_at_most"] / 1e9, estimate["bytes_expected"] / 1e9
+    if estimate["seconds"] is None:
+        took = "how long was not measured yet"
+    else:
+        rate = estimate["bytes_per_second"] / 1e6
+        took = f"about {duration(estimate['seconds'])} at {rate:.1f} MB/s ({estimate['measured_by']})"
+    return [f"to send: {expected:.2f} GB expected, {at_most:.2f} GB at most; {took}", downtime]
 
 
 def reprotect(
