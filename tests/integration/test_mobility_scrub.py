@@ -58,6 +58,7 @@ async def test_rot_on_the_replica_is_found_and_repaired_under_load(tmp_path: Pat
 async def _story(world: World, server: Server, target: Server, disk: Path) -> None:
     point = world.mount()
     (point / "quiet").write_bytes(os.urandom(8 << 20))
+    (point / "gone").write_bytes(os.urandom(4 << 20))
     run("sync")
     run("cp", "--sparse=always", str(world.directory / "disk0"), str(disk))
     target.start()
@@ -79,8 +80,8 @@ async def _story(world: World, server: Server, target: Server, disk: Path) -> No
     server.plane.assign(ProcessServerAssignment((RoutedMachine(machine, 1, endpoint),)))
     world.plane.assign(assignment)
     await world.synced(60)
-    extent = run("filefrag", "-b4096", "-v", str(point / "quiet")).splitlines()[3].split()
-    place = int(extent[3].rstrip(".")) * 4096  # where the file begins on the disk: nothing writes there
+    await _discarded(world, target, point, disk)
+    place = _place(point / "quiet")  # nothing writes there
     with (disk.with_name("disk.raw.replica")).open("rb+") as stream:
         stream.seek(place + 65536 + 512)
         stream.write(b"rot")
@@ -107,6 +108,30 @@ async def _story(world: World, server: Server, target: Server, disk: Path) -> No
     await target.result("release-replica", machine_id=world.machine_id)
     run("blockdev", "--flushbufs", world.devices[0])
     assert subprocess.run(["cmp", str(disk), world.devices[0]], check=False).returncode == 0
+
+
+def _place(file: Path) -> int:
+    """Where the file begins on the disk."""
+    extent = run("filefrag", "-b4096", "-v", str(file)).splitlines()[3].split()
+    return int(extent[3].rstrip(".")) * 4096
+
+
+async def _discarded(world: World, target: Server, point: Path, disk: Path) -> None:
+    """A file is removed and its place trimmed; the replica holds something else there: no alarm (D12)."""
+    place = _place(point / "gone")
+    (point / "gone").unlink()
+    run("sync")
+    run("fstrim", str(point))
+    report = await world.result(world.order("app-consistent-mark", mark_id=str(uuid.uuid4()), limit_seconds=20.0))
+    sequence = report["result"]["sequence"]
+    await world.until(lambda: target.plane.status["replicas"][0]["applied_sequence"] >= sequence)
+    with (disk.with_name("disk.raw.replica")).open("rb+") as stream:
+        stream.seek(place + 131072)
+        stream.write(b"left over")
+    await world.result(world.order("scrub", scrub_id=str(uuid.uuid4()), bytes_per_second=1e9))
+    await world.until(lambda: _scrub(world)["state"] == "finished", 60)
+    status = _scrub(world)
+    assert (status["findings"], status["repaired_bytes"], status["discarded_bytes"]) == ([], 0, 4096), status
 
 
 def _scrub(world: World) -> dict[str, object]:
@@ -148,3 +173,18 @@ def test_a_block_that_was_written_since_proves_nothing() -> None:
     assert [(one.offset_bytes, one.length_bytes) for one in scrub.findings] == [(4 * BLOCK_BYTES + 8192, 4096)]
     scrub.batch(_row(4, ExtentFlag.REREAD), (), False, 7)
     assert len(scrub.findings) == 1 and not scrub.holds_back(9)
+
+
+def test_what_was_discarded_is_no_mismatch() -> None:
+    """D12: brought in step, counted, and no finding; the piece beside it is one."""
+    scrub = _pass()
+    chunk = scrub.next_chunk(1.0)
+    assert chunk is not None
+    scrub.sent(1, chunk)
+    assert scrub.answered(_reply(1, 0, (3,))) is chunk
+    place = 3 * BLOCK_BYTES
+    reread = EXTENT.pack(0, Operation.DATA, int(ExtentFlag.REREAD), 12288, place)
+    scrub.batch(reread, scrub.take_waiting(10), False, 6, lambda _, offset, __: offset == place + 4096)
+    found = [(one.offset_bytes, one.length_bytes) for one in scrub.findings]
+    assert found == [(place, 4096), (place + 8192, 4096)]
+    assert (scrub.repaired_bytes, scrub.discarded_bytes) == (8192, 4096)

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from failback.errors import ConflictError, NotSupportedError
 from failback.mobility.capture.source import Source
 from failback.mobility.capture.values import Differing, Reread
+from failback.mobility.discards import Discards
 from failback.mobility.hashing import BlockHasher, Hashed
 from failback.mobility.memory import MemoryFile
 from failback.mobility.passes import PIECE_BYTES, Chunk, SyncPass, has_pieces
@@ -55,6 +56,7 @@ class Comparing:
         self._remembered_at = 0.0
         self._piece_bytes = 0
         self.scrub_before: ScrubStatus | None = None
+        self._discards = Discards(memory.directory / "discards.json")
 
     def greeted(self, welcome: Welcome) -> None:
         """What the process server can relay decides what is asked for."""
@@ -92,10 +94,12 @@ class Comparing:
         """A batch with these extents is about to go out; ``sent``: what differed and was read again in it."""
         if isinstance(self.current, ScrubPass):
             known = self.current.repaired_bytes
-            self.current.batch(extents, sent, in_gap, time.time_ns())
+            self.current.batch(extents, sent, in_gap, time.time_ns(), self._discards.touch)
             if self.current.repaired_bytes > known:
                 log.error("the replica was wrong and is repaired", scrub_id=self.current.pass_id,
                           bytes=self.current.repaired_bytes - known)  # fmt: skip
+        self._discards.take(extents)
+        self._discards.save(time.monotonic())
 
     def end_scrub(self, state: str) -> None:
         if isinstance(self.current, ScrubPass):

@@ -56,6 +56,7 @@ class MemoryFile:
     """Loads once; ``update`` replaces fields and writes when something changed."""
 
     def __init__(self, directory: Path) -> None:
+        self.directory = directory
         self._path = directory / "stream.json"
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._boot_id = boot_id()

@@ -3,15 +3,16 @@
 It travels as a comparison does (digests, answers with digests of pieces), but nothing waits for it and it opens no gap: what
 differs is read again exactly (D8) inside one batch, and only the pieces that still differ are sent. Such a piece was wrong on
 the replica, and is reported, unless a write to its block was captured since the first reading began: then it was merely
-newer. A sector that the source cannot read says nothing about the replica and is passed over.
+newer. What differs where the machine discarded and did not write again is brought in step and counted, without a report
+(D12). A sector that the source cannot read says nothing about the replica and is passed over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from failback.mobility.capture.values import Differing
-from failback.mobility.passes import Chunk, SyncPass, has_pieces
+from failback.mobility.passes import PIECE_BYTES, Chunk, SyncPass, has_pieces
 from failback.model.components import ScrubFinding, ScrubStatus, SourceDisk, SyncMode
 from failback.model.ids import PassId
 from failback.model.stream import BLOCK_BYTES, ExtentFlag
@@ -22,6 +23,8 @@ CHUNK_BLOCKS = 64
 PAUSE_SECONDS = 0.2
 """How often a scrub that keeps to its rate looks whether it may go on."""
 SHOWN_FINDINGS = 100
+IsDiscarded = Callable[[int, int, int], bool]
+"""Whether any of (disk, offset, length) was discarded and not written since."""
 
 
 class ScrubPass(SyncPass):
@@ -44,6 +47,7 @@ class ScrubPass(SyncPass):
         self._suspects: dict[tuple[int, int], Chunk] = {}
         self.findings: list[ScrubFinding] = []
         self.repaired_bytes = 0
+        self.discarded_bytes = 0
         self.unanswerable = False
 
     def holds_back(self, dirty_blocks: int) -> bool:
@@ -92,7 +96,8 @@ class ScrubPass(SyncPass):
             or any(one.first_block <= block < one.first_block + one.count for one in still)
         }
 
-    def batch(self, extents: bytes, sent: Sequence[Differing], in_gap: bool, now_wall_ns: int) -> None:
+    def batch(self, extents: bytes, sent: Sequence[Differing], in_gap: bool, now_wall_ns: int,
+              is_discarded: IsDiscarded = lambda disk, offset, length: False) -> None:  # fmt: skip
         """A batch with these extents goes out; ``sent`` are the suspects that were read again in it (all of them exactly).
 
         ``in_gap``: there may be writes that no record tells of, so what is open now proves nothing.
@@ -110,7 +115,7 @@ class ScrubPass(SyncPass):
                 self._note_write(disk, offset // BLOCK_BYTES, (offset + length - 1) // BLOCK_BYTES)
         for disk, _, flags, length, offset in rows if sent else ():
             if flags & ExtentFlag.REREAD:  # it may hold writes whose records come after it in the batch
-                self._found(disk, offset, length, now_wall_ns)
+                self._found(disk, offset, length, now_wall_ns, is_discarded)
         for one in sent:
             chunk = self._suspects.pop((one.disk_index, one.block), None)
             if chunk is not None:
@@ -121,14 +126,17 @@ class ScrubPass(SyncPass):
             low, high = max(first, chunk.first_block), min(last, chunk.first_block + chunk.count - 1)
             self._written.update((disk, block) for block in range(low, high + 1))
 
-    def _found(self, disk: int, offset: int, length: int, now_wall_ns: int) -> None:
-        """Pieces that differ from the replica: wrong there, block by block, unless the block was written meanwhile."""
+    def _found(self, disk: int, offset: int, length: int, now_wall_ns: int, is_discarded: IsDiscarded) -> None:
+        """Pieces that differ from the replica: wrong there, piece by piece, unless the block was written meanwhile."""
         end = offset + length
         while offset < end:
             block = offset // BLOCK_BYTES
-            part = min(end, (block + 1) * BLOCK_BYTES) - offset
+            part = min(end, (offset // PIECE_BYTES + 1) * PIECE_BYTES) - offset
             if (disk, block) in self._suspects and (disk, block) not in self._written:
-                self._add(disk, offset, part, now_wall_ns)
+                if is_discarded(disk, offset, part):
+                    self.discarded_bytes += part
+                else:
+                    self._add(disk, offset, part, now_wall_ns)
             offset += part
 
     def _add(self, disk: int, offset: int, length: int, now_wall_ns: int) -> None:
@@ -145,4 +153,5 @@ class ScrubPass(SyncPass):
             bytes_total=sum(disk.disk.size_bytes for disk in self.disks.values()),
             bytes_compared=sum(min(disk.disk.size_bytes, disk.answered_blocks * BLOCK_BYTES) for disk in self.disks.values()),
             findings=tuple(self.findings), repaired_bytes=self.repaired_bytes,
+            discarded_bytes=self.discarded_bytes,
         )  # fmt: skip

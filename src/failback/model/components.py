@@ -199,6 +199,8 @@ class ScrubStatus:
     bytes_compared: int = 0
     findings: tuple[ScrubFinding, ...] = ()
     repaired_bytes: int = 0
+    discarded_bytes: int = 0
+    """Brought in step where the machine had discarded: different, and nothing wrong."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -273,6 +273,7 @@ def _scrub(scrub: ScrubStatus | None) -> dict[str, Any] | None:
         "bytesTotal": scrub.bytes_total,
         "bytesCompared": scrub.bytes_compared,
         "repairedBytes": scrub.repaired_bytes,
+        "discardedBytes": scrub.discarded_bytes,
         "findings": [
             {
                 "disk": one.disk_index, "offsetBytes": one.offset_bytes, "lengthBytes": one.length_bytes,
