@@ -12,6 +12,8 @@ from failback.model.components import SyncMode
 
 SIZE = (1 if SMALL else 4) * GIBIBYTE
 SECONDS = 6 if SMALL else 60
+RING_MEGABYTES = 256
+"""A second of the rate and more: the ring holds what has not landed, so a smaller one turns a lag below the bound into a gap."""
 RATES = (25, 50, 75, 100, 150, 200, 250, 300, 400, 500)
 LINES = {"Azure Site Recovery, published, megabytes a second": [54, 100, 500]}
 
@@ -24,7 +26,7 @@ def available_bytes() -> int:
 def highest(ground: Ground, device: str, image: Path, name: str) -> tuple[dict[str, Any], bool, list[str]]:
     best: dict[str, Any] = {"megabytes_a_second": 0.0}
     steps, ended = [], "the highest rate was reached"
-    with protected(ground, device, image, SIZE, name) as chain:
+    with protected(ground, device, image, SIZE, name, ring_megabytes=RING_MEGABYTES) as chain:
         for rate in RATES:
             if available_bytes() < 2 * rate * 1_000_000 * min(SECONDS, 30) + 2 * GIBIBYTE:
                 ended = f"{rate} MB/s was not tried: memory for journal and target is short"

@@ -12,6 +12,8 @@ from failback.model.components import SyncMode
 
 SIZE = (1 if SMALL else 4) * GIBIBYTE
 SECONDS = 6 if SMALL else 60
+RING_MEGABYTES = 256
+"""A second of the rate and more: the ring holds what has not landed, so a smaller one turns a lag below the bound into a gap."""
 LOADS = {
     "random": {"rw": "randwrite", "bs": "4k", "iodepth": 16, "rate_iops": 5000},
     "sequential": {"rw": "write", "bs": "256k", "iodepth": 4, "rate": "100m"},
@@ -47,7 +49,7 @@ def bench() -> Result:
         target = ground.volume("target", 6 * SIZE + 4 * GIBIBYTE)
         for number in range(PAIRS):
             run: dict[str, Any] = {}
-            with protected(ground, device, image, SIZE, f"run-{number}", elsewhere=target) as chain:
+            with protected(ground, device, image, SIZE, f"run-{number}", elsewhere=target, ring_megabytes=RING_MEGABYTES) as chain:
                 for name, load in LOADS.items():
                     figures, found = measured(chain, device, load, 4096 if name == "random" else 256 << 10)
                     run |= {f"{name}_{figure}": value for figure, value in figures.items()}
