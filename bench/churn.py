@@ -71,5 +71,5 @@ def bench() -> Result:
     return Result(
         "churn", (Bound("megabytes_a_second", 200, False),), runs, equal,
         "rates between the steps tried; disks of the two servers (spool, journal and target lie in memory).",
-        machine, {"size_bytes": SIZE, "seconds": SECONDS, "rates_tried": RATES, "lines": LINES},
+        machine, {"size_bytes": SIZE, "seconds": SECONDS, "rates_tried": RATES, "ring_megabytes": RING_MEGABYTES, "lines": LINES},
     )  # fmt: skip

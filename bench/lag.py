@@ -63,5 +63,5 @@ def bench() -> Result:
         "lag", (Bound("p99_milliseconds", 1000), Bound("p50_milliseconds", 400)), runs, equal,
         "lag over a wide-area link. It is taken by the mobility service's own clock, from submission of the write to the "
         "acknowledgement that the master target's journal holds it durably.",
-        machine, {"size_bytes": SIZE, "seconds": SECONDS, "lines": LINES}, tuple(dict.fromkeys(complaints)),
+        machine, {"size_bytes": SIZE, "seconds": SECONDS, "ring_megabytes": RING_MEGABYTES, "lines": LINES}, tuple(dict.fromkeys(complaints)),
     )  # fmt: skip
