@@ -7,6 +7,8 @@ import mmap
 import pytest
 
 from failback.mobility.capture.block_maps import ByteMap, GenerationMap, as_runs, blocks_of_bitmap, pages_for
+from failback.model.stream import BLOCK_BYTES
+from failback.protocol.extents import EXTENT
 
 
 def test_lowest_blocks_come_first_as_runs_up_to_the_limit() -> None:
@@ -58,3 +60,21 @@ def test_bitmaps_and_runs() -> None:
     assert blocks_of_bitmap(0, b"") == []
     assert as_runs([1, 2, 3, 7, 9, 10]) == [(1, 3), (7, 1), (9, 2)]
     assert [pages_for(count) for count in (0, 1, 4096, 4097)] == [0, 1, 1, 2]
+
+
+def test_extents_are_noted_block_by_block_and_only_their_own_generation_is_forgotten() -> None:
+    blocks = GenerationMap(mmap.mmap(-1, 16384))
+    bases = {0: 0, 3: 4096}
+    small = EXTENT.pack(0, 1, 0, 4096, 5 * BLOCK_BYTES + 4096)
+    across = EXTENT.pack(3, 1, 0, 8192, 2 * BLOCK_BYTES - 4096)
+    long = EXTENT.pack(0, 2, 0, 4 * BLOCK_BYTES, 8 * BLOCK_BYTES)
+    blocks.set_extents(small + across + long, bases, 7)
+    assert list(blocks.blocks(0, 8192)) == [5, 8, 9, 10, 11, 4096 + 1, 4096 + 2]
+    blocks.set_extents(
+        EXTENT.pack(3, 1, 0, 512, 2 * BLOCK_BYTES) + EXTENT.pack(0, 1, 0, 512, 9 * BLOCK_BYTES), bases, 8
+    )
+    blocks.clear_extents(small + across + long, bases, 7)
+    assert list(blocks.blocks(0, 8192)) == [9, 4096 + 2]
+    blocks.clear_extents(across + long, bases, 8)
+    assert not list(blocks.blocks(0, 8192))
+    blocks.close()

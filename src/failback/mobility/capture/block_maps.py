@@ -8,9 +8,11 @@ Blocks are numbered globally here: a disk's block plus its base, which is a mult
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from failback.mobility.capture.layout import BLOCKS_PER_PAGE, GENERATIONS_PER_PAGE, PAGE_BYTES
+from failback.model.stream import BLOCK_BYTES
+from failback.protocol.extents import EXTENT
 
 _ZERO_PAGE = bytes(PAGE_BYTES)
 _SCAN_BYTES = 1 << 20
@@ -74,6 +76,29 @@ class GenerationMap:
         for block in range(first, first + count):
             if words[block] == generation:
                 words[block] = 0
+
+    def set_extents(self, extents: bytes, bases: Mapping[int, int], generation: int) -> None:
+        """The blocks of a packed extent table; ``bases``: where each disk begins in the map. An extent that lies in one block,
+        as most small writes do, is one store."""
+        words = self._words
+        for disk, _, _, length, offset in EXTENT.iter_unpack(extents):
+            base = bases[disk]
+            first, last = base + offset // BLOCK_BYTES, base + (offset + length - 1) // BLOCK_BYTES
+            if first == last:
+                words[first] = generation
+            else:
+                self.set_run(first, last - first + 1, generation)
+
+    def clear_extents(self, extents: bytes, bases: Mapping[int, int], generation: int) -> None:
+        """Those of the extents' blocks that still carry this very generation."""
+        words = self._words
+        for disk, _, _, length, offset in EXTENT.iter_unpack(extents):
+            base = bases[disk]
+            first, last = base + offset // BLOCK_BYTES, base + (offset + length - 1) // BLOCK_BYTES
+            if first != last:
+                self.clear_run(first, last - first + 1, generation)
+            elif words[first] == generation:
+                words[first] = 0
 
     def clear_generations(self, first: int, count: int, low: int, high: int) -> None:
         wraps = low > high

@@ -35,7 +35,7 @@ from failback.mobility.capture.pins import Control, DiskPlace, KernelParts
 from failback.mobility.capture.ring import Ring
 from failback.mobility.capture.values import BlocksRead, CaptureDisk, Collected, Counters, Differing, Reread, SelfTest
 from failback.model.stream import BLOCK_BYTES, MAXIMUM_DISKS
-from failback.protocol.extents import EXTENT, SECTOR_BYTES
+from failback.protocol.extents import SECTOR_BYTES
 from failback.runtime import faults, logs
 
 log = logs.get(__name__)
@@ -71,6 +71,7 @@ class CaptureSession:
         self._control: Control = parts.control
         self._places = list(disk_places)
         self._by_index = {place.disk.index: place for place in disk_places}
+        self._bases = {place.disk.index: place.base_block for place in disk_places}
         sizes = {place.disk.index: place.disk.size_bytes for place in disk_places}
         self._ring = Ring(parts.maps["ring"], libbpf.map_entries(parts.maps["ring"]), sizes)
         size = libbpf.map_entries(parts.maps["dirty"]) * PAGE_BYTES
@@ -428,13 +429,11 @@ class CaptureSession:
         example ``1 + sequence % 65535``; a later batch's number replaces an earlier one's."""
         if not 1 <= generation <= 0xFFFF:
             raise ValueError("a generation is 1 to 65535")
-        for first, count in self._extent_runs(extents):
-            self._unlanded.set_run(first, count, generation)
+        self._unlanded.set_extents(extents, self._bases, generation)
 
     def clear_unlanded(self, extents: bytes, generation: int) -> None:
         """The batch landed: forget its blocks, except those that a later batch holds too."""
-        for first, count in self._extent_runs(extents):
-            self._unlanded.clear_run(first, count, generation)
+        self._unlanded.clear_extents(extents, self._bases, generation)
 
     def clear_unlanded_generations(self, low: int, high: int) -> None:
         """Forget every block whose generation lies in low..high (both included; when low > high the range wraps round past
@@ -467,14 +466,6 @@ class CaptureSession:
     def _recursion_misses(self) -> int:
         names = (pins.QUEUE_PROGRAM, *pins.COMPLETION_PROGRAMS)
         return sum(libbpf.recursion_misses(self._parts.programs[name]) for name in names)
-
-    def _extent_runs(self, extents: bytes) -> list[tuple[int, int]]:
-        runs: list[tuple[int, int]] = []
-        for disk_index, _, _, length, offset in EXTENT.iter_unpack(extents):
-            place = self._by_index[disk_index]
-            first, last = offset // BLOCK_BYTES, (offset + length - 1) // BLOCK_BYTES
-            runs.append((place.base_block + first, last - first + 1))
-        return runs
 
     def _take_dirty(self, limit_blocks: int) -> list[tuple[DiskPlace, tuple[int, int]]]:
         taken: list[tuple[DiskPlace, tuple[int, int]]] = []
