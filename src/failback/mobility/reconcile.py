@@ -17,6 +17,7 @@ from typing import Any
 
 from failback.errors import ConflictError, FailbackError, NotSupportedError
 from failback.mobility import facts
+from failback.mobility.boot_facts import BootFacts
 from failback.mobility.capture import pins
 from failback.mobility.capture.comparison import ComparisonSession
 from failback.mobility.capture.session import CaptureSession
@@ -77,6 +78,7 @@ class Reconciler:
         self._devices: dict[int, str] = {}
         self._disks: tuple[DiskFacts, ...] = ()
         self._firmware = facts.firmware()
+        self._boot_facts = BootFacts()
         self._pacer = Pacer()
         self._ended: tuple[int, str] = (0, "")
         """The epoch whose stream cannot go on, and why."""
@@ -117,6 +119,7 @@ class Reconciler:
         basic = MobilityStatus(
             capture=state.capture, capture_reason=state.reason, self_test=state.self_test, disks=self._disks,
             freeze="frozen" if self._leases.frozen else "", firmware=self._firmware,
+            machine=self._boot_facts.now(may_read=not self._leases.frozen),
         )  # fmt: skip
         if wanted is None or not wanted.active:
             return basic
@@ -130,7 +133,8 @@ class Reconciler:
             spooled_sequence=stream.spooled_sequence, landed_sequence=stream.landed_sequence,
             landed_ring=stream.landed_ring, backlog_bytes=stream.backlog_bytes, bytes_changed=stream.bytes_changed,
             bytes_sent=stream.bytes_sent, lag=stream.figures(), gap=stream.gap, freeze=basic.freeze,
-            linked=stream.linked, firmware=self._firmware, problem=self._problem(stream), scrub=stream.scrub_status(),
+            linked=stream.linked, firmware=self._firmware, machine=basic.machine, problem=self._problem(stream),
+            scrub=stream.scrub_status(),
             comparison=stream.comparison, bandwidth=self._pacer.figures(), figures=stream.stream_figures(),
         )  # fmt: skip
 

@@ -2,7 +2,8 @@
 
 The facts are the agent's (``MachineFacts``): drivers in every kernel's initramfs, names in fstab and boot loader, network
 configuration as it stands. A machine that would not boot warns before a reprotect, because the remedy can be done while
-it replicates, and fails before a failback.
+it replicates; without a driver for the disk it fails before a failback. Names that may change only warn: whether they do
+depends on the controllers of both sides.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ def stable_names(facts: ReadinessFacts) -> list[Check]:
         return _unknown(facts)
     if machine.unstable_names:
         named = "; ".join(machine.unstable_names[:3])
-        return _worst(
-            facts, facts.item_name, f"Disks are named by the kernel's name, which changes with the hardware: {named}"
+        return warned(
+            facts.item_name, f"Disks are named by the kernel's name, which changes with the hardware: {named}"
         )
     return passed(facts.item_name, "fstab and boot loader name disks by UUID or label.")
 
