@@ -270,9 +270,7 @@ class Journal:
         if epoch == self.landed.epoch:
             return
         if epoch < self.landed.epoch:
-            raise StaleEpochError(
-                f"epoch {epoch} is over: the journal of machine {self.machine_id} is at epoch {self.landed.epoch}"
-            )
+            raise StaleEpochError(f"epoch {epoch} is over: the journal of {self.machine_id} is at {self.landed.epoch}")
         self._sync()
         if self._damage is not None:
             faults.point("journal.before_cut")
