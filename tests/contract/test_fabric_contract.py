@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from failback.errors import ConflictError, FabricError, NotFoundError
-from failback.fabric.interfaces import Fabric, PowerState
+from failback.fabric.interfaces import AddsDisks, Fabric, PowerState
 from failback.fabric.kvm.driver import KvmFabric
 from failback.lab import processes, sites
 
@@ -120,6 +120,29 @@ def test_power_calls_may_be_repeated(site: Site) -> None:
     for _ in range(2):
         fabric.power_off(site.uuid)
         assert fabric.power_state(site.uuid) is PowerState.OFF
+
+
+def test_a_disk_that_joined_is_added_once_and_lies_under_the_layer_too(site: Site, tmp_path: Path) -> None:
+    fabric = site.fabric
+    assert isinstance(fabric, AddsDisks)
+    joined = tmp_path / "t-joined.img"
+    joined.write_bytes(bytes([1]) * MEBIBYTE)
+    assert {fabric.add_disk(site.uuid, str(joined), "raw", "t-joined") for _ in range(2)} == {"vdc"}
+    machine = fabric.machine(site.uuid)
+    assert [(disk.index, disk.target, disk.serial, disk.path) for disk in machine.disks[2:]] == [
+        (2, "vdc", "t-joined", str(joined))
+    ]
+    fabric.lay(site.uuid, "job-1")
+    fabric.power_on(site.uuid)
+    with pytest.raises(ConflictError):
+        fabric.add_disk(site.uuid, str(tmp_path / "another.img"), "raw", "")
+    command = 'qemu-io -d /machine/peripheral/virtio-disk2/virtio-backend "write -P 0xdd 0 65536"'
+    subprocess.run(
+        ["virsh", "-q", "-c", site.uri, "qemu-monitor-command", "--hmp", site.name, command], check=True, timeout=60
+    )
+    assert joined.read_bytes() == bytes([1]) * MEBIBYTE, "untouched until commit"
+    fabric.merge(site.uuid, "job-1", lambda done, total: None)
+    assert joined.read_bytes()[:65536] == bytes([0xDD]) * 65536
 
 
 def test_discard_gives_the_untouched_disks_back(site: Site) -> None:

@@ -185,6 +185,16 @@ class SimulatedFabric:
                 if fabric_id == CLOUD:
                     state["agent"].update(frozen="", capture="idle")
 
+    def add_disk(self, fabric_id: str, path: str, file_format: str, serial: str) -> str:
+        with self._sites.change() as state:
+            added = state.setdefault("added", [])
+            if path not in added:
+                if state["power"][fabric_id] != "Off" or state["layer"]:
+                    raise ConflictError("the machine runs, or on a layer")
+                added.append(path)
+                state["log"].append(f"disk added {path}")
+            return f"vdx{added.index(path)}"
+
     def lay(self, fabric_id: str, key: str) -> None:
         with self._sites.change() as state:
             if state["power"][fabric_id] != "Off" or state["replica"] != "released":

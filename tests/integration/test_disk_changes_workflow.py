@@ -162,3 +162,22 @@ async def test_an_agent_that_reports_no_disk_or_only_foreign_ones_changes_nothin
         await look(run, watch)
         clock.ahead_seconds += 600
         assert await look(run, watch) == []
+
+
+async def test_a_disk_that_joined_comes_home_with_the_machine(run: Running) -> None:
+    """The definition on premises does not know it: it is added there before the layer is laid; the others are not."""
+    clock = Later()
+    watch = DiskWatch(run.database, run.engine, clock)
+    await protected(run)
+    await report(run, serial_0=MEBIBYTE, serial_1=MEBIBYTE)
+    assert await look(run, watch) == []
+    await report(run, serial_0=MEBIBYTE, serial_1=MEBIBYTE, serial_9=2 * MEBIBYTE)
+    assert await look(run, watch) == []
+    clock.ahead_seconds += 15
+    assert len(await look(run, watch)) == 1
+    job_id = await run.engine.start("UnplannedFailover", ITEM, {}, "home")
+    assert await finished(run, job_id, 60) == "Succeeded"
+    joined = item(run).disks[2]
+    log = run.sites.read()["log"]
+    assert [line for line in log if line.startswith("disk added")] == [f"disk added {joined.path}"]
+    assert log.index(f"disk added {joined.path}") < log.index("layer laid") and joined.on_premises_target == "vdx0"

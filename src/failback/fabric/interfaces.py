@@ -105,6 +105,15 @@ class DisposableLayer(Protocol):
 
 
 @runtime_checkable
+class AddsDisks(Protocol):
+    """Where the definition of a machine can be given another disk: one that joined it in the cloud."""
+
+    def add_disk(self, fabric_id: str, path: str, file_format: str, serial: str) -> str:
+        """Give the powered-off machine the disk file, unless it has it; returns its target."""
+        ...
+
+
+@runtime_checkable
 class DescribesVSphere(Protocol):
     """What only a vSphere fabric can tell; readiness has not-applicable rows where a fabric lacks this."""
 

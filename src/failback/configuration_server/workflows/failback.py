@@ -26,7 +26,7 @@ from failback.configuration_server.workflows.inputs import FailoverInputs
 from failback.configuration_server.workflows.preflight import pass_preflight
 from failback.configuration_server.workflows.world import ORDER_TIMED_OUT, Work, World, carry_out, carry_out_plainly
 from failback.errors import ConflictError, FailbackError, FreezeError, PeerError, PreconditionError
-from failback.fabric.interfaces import PowerState
+from failback.fabric.interfaces import AddsDisks, PowerState
 from failback.model import orders
 from failback.model.components import MobilityStatus
 from failback.model.ids import MarkId, PassId, new_id
@@ -301,9 +301,35 @@ async def fail_over(world: World, context: StepContext) -> dict[str, Any]:
     item = await context.item()
     fabric = world.fabric(item.on_premises_fabric)
     if not await world.call("looking for the layer", lambda: fabric.layered(item.on_premises_fabric_id, key)):
+        await _add_joined_disks(world, context, item)
         await context.say("laying a disposable layer over the on-premises disks")
         await world.call("laying the layer", lambda: fabric.lay(item.on_premises_fabric_id, key))
     return {"layer_key": key}
+
+
+async def _add_joined_disks(world: World, context: StepContext, item: ItemRow) -> None:
+    """Disks that joined the machine in the cloud are not in the definition of the machine at home yet.
+
+    One that left stays there: it is read again when somebody goes back to a point from before.
+    """
+    fabric = world.fabric(item.on_premises_fabric)
+    if not isinstance(fabric, AddsDisks):
+        return
+    machine = await world.call("reading the machine", lambda: fabric.machine(item.on_premises_fabric_id))
+    had = {disk.path for disk in machine.disks}
+    for disk in item.disks:
+        if disk.removed or disk.on_premises_target or not disk.path or disk.path in had:
+            continue
+        await context.say(f"adding disk {disk.index} to the on-premises machine")
+        add = partial(fabric.add_disk, item.on_premises_fabric_id, disk.path, disk.format, disk.serial)
+        target = await world.call("adding a disk that joined", add)
+
+        def known(row: ItemRow, disk_id: str = disk.disk_id, target: str = target) -> None:
+            for each in row.disks:
+                if each.disk_id == disk_id:
+                    each.on_premises_target = target
+
+        await context.change_item(known)
 
 
 async def start_target(world: World, context: StepContext) -> dict[str, Any]:

@@ -95,6 +95,18 @@ class KvmFabric:
                 if domain.isActive():
                     raise
 
+    # --- AddsDisks
+
+    def add_disk(self, fabric_id: str, path: str, file_format: str, serial: str) -> str:
+        with self._connection() as connection:
+            domain = _lookup(connection, fabric_id)
+            text = _definition_text(domain)
+            changed, target = xml.with_disk(text, path, file_format, serial)
+            if changed != text:
+                _must_be_off(domain, "adding a disk")
+                connection.defineXML(changed)
+            return target
+
     # --- DisposableLayer
 
     def layered(self, fabric_id: str, key: str) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from string import ascii_lowercase
 from xml.etree import ElementTree
 
 from failback.errors import FabricError
@@ -98,6 +99,33 @@ def off_layer(text: str, layer: Layer) -> str:
     _point_at(root, {disk.target: (disk.original, disk.driver) for disk in layer.disks})
     _forget(root)
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def with_disk(text: str, path: str, driver: str, serial: str) -> tuple[str, str]:
+    """The definition with a file as a further disk, and its target: on the bus of the first disk, under the next free name. A
+    definition that has the file already stays as it is."""
+    root = _root(text)
+    disks = _disk_elements(root)
+    for known in map(_disk, disks):
+        if known.source == path:
+            return text, known.target
+    first = disks[0].find("target") if disks else None
+    bus = "virtio" if first is None else first.get("bus", "virtio")
+    prefix = "vd" if first is None else first.get("dev", "vda")[:2]
+    used = {target.get("dev") for target in root.findall("./devices/disk/target")}
+    name = next((name for letter in ascii_lowercase if (name := prefix + letter) not in used), "")
+    devices = root.find("devices")
+    if not name or devices is None:
+        raise FabricError("the machine's definition has no room for another disk", remedy="remove one that is not used")
+    disk = ElementTree.Element("disk", {"type": "file", "device": "disk"})
+    ElementTree.SubElement(disk, "driver", {"name": "qemu", "type": driver})
+    ElementTree.SubElement(disk, "source", {"file": path})
+    ElementTree.SubElement(disk, "target", {"dev": name, "bus": bus})
+    if serial:
+        ElementTree.SubElement(disk, "serial").text = serial
+    place = list(devices).index(disks[-1]) + 1 if disks else len(devices)
+    devices.insert(place, disk)
+    return ElementTree.tostring(root, encoding="unicode"), name
 
 
 def _root(text: str) -> ElementTree.Element:
