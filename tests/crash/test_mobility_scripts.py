@@ -26,7 +26,8 @@ async def main(directory, kind):
     config = MobilityConfig(configuration_server=ControlConfig(url="https://localhost", ca_file=directory),
                             runtime_directory=directory / "run", pre_script=str(directory / "pre.sh"),
                             post_script=str(directory / "post.sh"))
-    running = Running(types.SimpleNamespace(gap="", linked=True), ())  # no disks: nothing of this machine is frozen
+    # no disks: nothing of this machine is frozen
+    running = Running(types.SimpleNamespace(linked=True, waits_for=lambda limit: ""), ())
     leases = Leases(config, MemoryFile(config.runtime_directory), lambda: running, lambda: None)
     await leases.settle()
     if kind:
