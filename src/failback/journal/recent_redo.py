@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from failback.protocol.items import RawItem
 
-LIMIT_BYTES = 64 << 20
+LIMIT_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ class MasterTargetConfig:
     datastores: tuple[NamedPlace, ...] = ()
     listen_host: str = "0.0.0.0"
     listen_port: int = 9444
-    receive_memory_bytes: int = 96 << 20
+    receive_memory_bytes: int = 64 << 20
     """Memory for items that arrive, over all links."""
     view_listen_host: str = ""
     """Where open views are served to other hosts, by TLS; empty: only on this host, by unix sockets."""

@@ -69,7 +69,7 @@ _CONTROL_CLASSES = {frame_type: cls for cls, frame_type in _CONTROL_TYPES.items(
 _ONLY_WHEN_FILLED = ("features",)
 """Fields that came after the first release: left out when empty, so that the bytes of the first stay what they were."""
 _STAGING_BYTES = 64 << 10
-_memory = FrameMemory(48 << 20)
+_memory = FrameMemory(24 << 20)
 
 
 # --- encoding ---------------------------------------------------------------------------------------------------------
