@@ -118,6 +118,7 @@ class SimulatedSession(CaptureSession):
         self._control = cast(Any, SimulatedControl(machine))
         self._places = list(machine.places)
         self._by_index = {place.disk.index: place for place in machine.places}
+        self._bases = {place.disk.index: place.base_block for place in machine.places}
         self._ring = cast(Any, SimulatedRing(machine))
         self._dirty = block_maps.ByteMap(cast(Any, machine.dirty))
         self._pending = block_maps.ByteMap(cast(Any, machine.pending))
