@@ -20,8 +20,19 @@ from pathlib import Path
 import pytest
 from applying_process_server import Received
 from mobility_world import World, load, run
+from test_mobility_chain import Server
 
-from failback.model.components import MobilityAssignment
+from failback.model.components import (
+    Endpoint,
+    MasterTargetAssignment,
+    MobilityAssignment,
+    ProcessServerAssignment,
+    ReplicaAssignment,
+    Role,
+    RoutedMachine,
+)
+from failback.model.ids import ComponentId, MachineId
+from failback.model.policy import ReplicationPolicy
 from failback.model.stream import GapCause, MarkKind
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="loop devices need root")
@@ -162,3 +173,65 @@ async def test_from_capture_to_comparison_and_back(tmp_path: Path) -> None:
         await world.until(lambda: world.plane.status.get("epoch") == 3 and world.plane.status.get("sync_done") is True)
         await world.synced()
         assert world.plane.status["capture"] == "capturing" and world.same()
+
+
+async def test_through_the_real_servers_only_still_places_become_points(tmp_path: Path) -> None:
+    """Process server and master target know no difference: while the machine writes a gap is open, at rest there are points."""
+    async with World(tmp_path, prefix=WITHOUT_CAPTURE) as world:
+        (tmp_path / "retention").mkdir()
+        (tmp_path / "datastore").mkdir()
+        target = Server(
+            world, Role.MASTER_TARGET,
+            f'retention_volumes = [{{name = "retention", path = "{tmp_path}/retention"}}]\n'
+            f'datastores = [{{name = "store", path = "{tmp_path}/datastore"}}]',
+        )  # fmt: skip
+        server = Server(
+            world, Role.PROCESS_SERVER, f'spool_directory = "{tmp_path}/spool"\nspool_limit_bytes = 268435456'
+        )
+        try:
+            await _chain(world, server, target, tmp_path / "datastore" / "disk.raw")
+        finally:
+            for each in (server, target):
+                each.kill()
+                each.plane.close()
+
+
+async def _chain(world: World, server: Server, target: Server, disk: Path) -> None:
+    run("dd", "if=/dev/urandom", f"of={world.devices[0]}", "bs=1M", "count=20", "oflag=direct")
+    disk.touch()
+    os.truncate(disk, world.sizes[0])
+    target.start()
+    server.start()
+    world.start()
+    world.port, world.server_id = server.port, server.component_id
+    assignment = comparing(world, 1)
+    await target.result(
+        "attach-replica", machine_id=world.machine_id, retention_volume="retention",
+        disks=[{"disk_id": assignment.disks[0].disk_id, "index": 0, "path": str(disk), "format": "raw",
+                "size_bytes": world.sizes[0], "create": False}],
+    )  # fmt: skip
+    machine = MachineId(world.machine_id)
+    policy = ReplicationPolicy("p", crash_consistent_seconds=1)
+    replica = ReplicaAssignment(machine, 1, ComponentId(server.component_id), policy)
+    target.plane.assign(MasterTargetAssignment((replica,)))
+    endpoint = Endpoint("127.0.0.1", target.port, ComponentId(target.component_id))
+    server.plane.assign(ProcessServerAssignment((RoutedMachine(machine, 1, endpoint),)))
+    world.plane.assign(assignment)
+
+    def points() -> list[str]:
+        replicas = target.plane.status.get("replicas") or [{"points": []}]
+        return [point["point_id"] for point in replicas[0]["points"] if point["kind"] == "CrashConsistent"]
+
+    await world.until(points, 120)
+    with Numbers(world.devices[0], world.sizes[0]):
+        await world.until(lambda: target.plane.status["replicas"][0]["gap"], 120)
+    count = len(points())
+    await world.until(lambda: world.plane.status["gap"] == "" and len(points()) > count, 120)
+    mark_id = str(uuid.uuid4())
+    report = await world.result(world.order("freeze-lease", mark_id=mark_id, lease_seconds=60.0), 90)
+    assert report["state"] == "succeeded", report
+    await target.result(
+        "prepare-point", machine_id=world.machine_id, choice={"selector": "latest", "value": ""}, after_mark=mark_id
+    )
+    await target.result("release-replica", machine_id=world.machine_id)
+    assert subprocess.run(["cmp", str(disk), world.devices[0]], check=False).returncode == 0
