@@ -49,7 +49,8 @@ def bench() -> Result:
         target = ground.volume("target", 6 * SIZE + 4 * GIBIBYTE)
         for number in range(PAIRS):
             run: dict[str, Any] = {}
-            with protected(ground, device, image, SIZE, f"run-{number}", elsewhere=target, ring_megabytes=RING_MEGABYTES) as chain:
+            place = f"run-{number}"
+            with protected(ground, device, image, SIZE, place, elsewhere=target, ring_megabytes=RING_MEGABYTES) as chain:
                 for name, load in LOADS.items():
                     figures, found = measured(chain, device, load, 4096 if name == "random" else 256 << 10)
                     run |= {f"{name}_{figure}": value for figure, value in figures.items()}
@@ -63,5 +64,6 @@ def bench() -> Result:
         "lag", (Bound("p99_milliseconds", 1000), Bound("p50_milliseconds", 400)), runs, equal,
         "lag over a wide-area link. It is taken by the mobility service's own clock, from submission of the write to the "
         "acknowledgement that the master target's journal holds it durably.",
-        machine, {"size_bytes": SIZE, "seconds": SECONDS, "ring_megabytes": RING_MEGABYTES, "lines": LINES}, tuple(dict.fromkeys(complaints)),
+        machine, {"size_bytes": SIZE, "seconds": SECONDS, "ring_megabytes": RING_MEGABYTES, "lines": LINES},
+        tuple(dict.fromkeys(complaints)),
     )  # fmt: skip
