@@ -22,6 +22,9 @@ class Bound:
     ring: int = 0
 
     def covers(self, ordinal: int, epoch: int, ring: int) -> bool:
+        """A later epoch begins in a gap that ends when all that had not landed was read again, so nothing of the tail is left."""
+        if self.epoch and epoch > self.epoch:
+            return False
         return ordinal < self.ordinal or (epoch == self.epoch and ring < self.ring)
 
     def or_later(self, other: Bound) -> Bound:

@@ -51,5 +51,5 @@ def _covers(bound: Bound, place: Applied) -> bool:
 
 
 def _keep(catalogue: Catalogue, until: int, bound: Bound) -> None:
-    catalogue.set(UNTIL, max(until, bound.ordinal))
+    catalogue.set(UNTIL, until if bound.epoch else max(until, bound.ordinal))
     catalogue.set(CUT, [bound.ordinal, bound.epoch, bound.ring])
