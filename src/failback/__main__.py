@@ -13,6 +13,10 @@ def main() -> int:
     arguments = sys.argv[1:]
     if arguments[:1] == ["serve"]:
         return serve(arguments[1:])
+    if arguments[:1] == ["repoint"]:
+        from failback.transport import repoint
+
+        return repoint.main(arguments[1:])
     if arguments == ["--version"]:
         sys.stdout.write(f"failback {__version__}\n")
         return 0

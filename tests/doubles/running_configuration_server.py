@@ -96,12 +96,17 @@ class RunningConfigurationServer:
         assert self._process is not None
         return self._process.wait(seconds)
 
-    def launch(self, faults: str = "") -> None:
-        """Start the process with these fault points armed; it may die of them."""
+    def configure(self) -> Path:
+        """Write its TOML."""
         self._config.write_text(
             f'state_directory = "{self.state}"\nlisten_host = "127.0.0.1"\nlisten_port = {self._port}\n{self._lines}',
             encoding="utf-8",
         )
+        return self._config
+
+    def launch(self, faults: str = "") -> None:
+        """Start the process with these fault points armed; it may die of them."""
+        self.configure()
         (self.state / "listening.json").unlink(missing_ok=True)
         command = [sys.executable, "-m", "failback", "serve", "configuration-server", "--config", str(self._config)]
         environment = {**self._environment, "FAILBACK_FAULTS": faults}

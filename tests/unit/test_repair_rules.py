@@ -39,6 +39,16 @@ def test_what_passes_by_itself_ends_nothing() -> None:
     assert repair_rules.ended(4, Parts(AGENT, away, full)) is None
 
 
+def test_a_replica_of_a_later_epoch_means_that_the_database_is_an_old_copy() -> None:
+    later = replace(TARGET, epoch=6)
+    end = repair_rules.ended(4, Parts(AGENT, SERVER, later))
+    assert end is not None and end.code == repair_rules.DATABASE_BEHIND and "epoch 6" in end.sentence
+    assert (
+        repair_rules.ended(4, Parts(AGENT, SERVER, replace(later, state="released"))) is None
+    )  # another machine runs on it
+    assert repair_rules.ended(6, Parts(AGENT, SERVER, later)) is None
+
+
 def test_the_master_target_names_the_cause() -> None:
     parts = Parts(
         AGENT, replace(SERVER, problem="ItemsMissing: an echo"), replace(TARGET, problem="RedoDamaged: record 7")

@@ -1,7 +1,7 @@
 """The ``failback`` command: composes the nouns and ways of ``failback.cli`` into one Typer application.
 
-``run`` returns the process's exit status (see ``output`` for their meanings). ``failback serve`` is dispatched before this
-module is imported; it is listed here only for ``--help``.
+``run`` returns the process's exit status (see ``output`` for their meanings). ``failback serve`` and ``failback
+repoint`` are dispatched before this module is imported; they are listed here only for ``--help``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,21 @@ import typer
 
 from failback import __version__
 from failback import serve as roles
-from failback.cli import access, component, event, group, item, job, mobility, operation, output, point, policy, view
+from failback.cli import (
+    access,
+    component,
+    event,
+    group,
+    item,
+    job,
+    mobility,
+    operation,
+    output,
+    point,
+    policy,
+    safekeeping,
+    view,
+)
 
 app = typer.Typer(
     name="failback",
@@ -64,12 +78,22 @@ app.add_typer(event.app, name="event")
 app.add_typer(mobility.app, name="mobility")
 app.add_typer(access.app, name="client")
 app.command()(access.audit)
+app.command()(safekeeping.backup)
+app.command()(safekeeping.restore)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def serve(context: typer.Context) -> None:
     """Run one role: failback serve ROLE --config FILE."""
     raise typer.Exit(roles.serve(context.args))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def repoint(context: typer.Context) -> None:
+    """Tell a component on this host its configuration server's new address: failback repoint --config FILE URL."""
+    from failback.transport import repoint as command
+
+    raise typer.Exit(command.main(context.args))
 
 
 def _mount_lab() -> None:

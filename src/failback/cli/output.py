@@ -16,7 +16,14 @@ from typing import Annotated, Any
 import typer
 
 from failback.cli.client import Api, ApiError
-from failback.errors import AuthenticationError, ConfigurationError, FailbackError, NotFoundError, PeerError
+from failback.errors import (
+    AuthenticationError,
+    ConfigurationError,
+    ConflictError,
+    FailbackError,
+    NotFoundError,
+    PeerError,
+)
 
 FAILED, USAGE, NOT_FOUND, REFUSED, UNREACHABLE, CANCELLED = 1, 2, 3, 4, 5, 6
 
@@ -56,6 +63,8 @@ def status_of(error: FailbackError) -> int:
         return UNREACHABLE
     if isinstance(error, ConfigurationError):
         return USAGE
+    if isinstance(error, ConflictError):
+        return REFUSED
     return NOT_FOUND if isinstance(error, NotFoundError) else FAILED
 
 

@@ -14,6 +14,7 @@ import uvloop
 
 from failback.configuration_server import app, serving
 from failback.configuration_server.config import ServerConfig, load
+from failback.configuration_server.safekeeping import presence
 from failback.errors import FailbackError
 from failback.runtime import logs, service
 
@@ -31,7 +32,12 @@ def serve(config_path: Path) -> int:
     logs.configure("configuration-server", level=config.log_level, as_json=config.log_json)
     for library in ("alembic", "uvicorn"):
         logging.getLogger(library).setLevel(logging.WARNING)
-    return service.run(lambda stop: run(config, stop), loop_factory=uvloop.new_event_loop)
+    try:
+        with presence.serving(config.state_directory, config.database_url):
+            return service.run(lambda stop: run(config, stop), loop_factory=uvloop.new_event_loop)
+    except FailbackError as error:
+        log.error(error.message, code=error.code, remedy=error.remedy)
+        return 1
 
 
 async def run(config: ServerConfig, stop: asyncio.Event) -> None:

@@ -15,6 +15,7 @@ from failback.model.components import MobilityStatus, ReplicaStatus, SpooledMach
 from failback.model.ids import PassId
 from failback.protection.states import State
 
+DATABASE_BEHIND = "DatabaseBehind"
 ENDING_CODES = frozenset({"JournalReplaced", "RedoDamaged", "ItemsMissing", "SpoolDamaged"})
 """What only a new epoch cures."""
 JOURNAL_LACKS = "the journal lacks items that had landed"
@@ -50,6 +51,9 @@ def ended(epoch: int, parts: Parts) -> StreamEnd | None:
         code, colon, sentence = problem.partition(":")
         if colon and code in ENDING_CODES:
             return StreamEnd(code, sentence.strip())
+    if replica is not None and replica.state == "attached" and replica.epoch > epoch:
+        sentence = f"the master target holds epoch {replica.epoch}, later than {epoch}: this database is from before it"
+        return StreamEnd(DATABASE_BEHIND, sentence)
     return None
 
 
