@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,7 @@ from failback.configuration_server.enrolment.routes import component_router, err
 from failback.configuration_server.fabrics import open_fabric
 from failback.configuration_server.jobs.engine import JobEngine
 from failback.configuration_server.jobs.executor import DbosExecutor
+from failback.configuration_server.jobs.processes import Processes
 from failback.configuration_server.monitors.disk_changes import DiskWatch
 from failback.configuration_server.monitors.repairs import Repairs
 from failback.configuration_server.monitors.replica_guard import ReplicaGuard
@@ -51,7 +53,7 @@ from failback.configuration_server.workflows.scheduled_points import ScheduledPo
 from failback.configuration_server.workflows.world import World
 from failback.errors import FailbackError
 from failback.protection.operations import Side
-from failback.runtime import logs
+from failback.runtime import host, logs
 from failback.runtime.clock import Clock, SystemClock
 
 GUARD_EVERY = 3
@@ -132,8 +134,10 @@ def open_server(config: ServerConfig) -> Assembled:
         timing=config.limits,
         clock=clock,
     )
-    executor = DbosExecutor(jobs_url(config.database_url, config.state_directory), installation.component_id)
-    engine = JobEngine(database, scenarios(world), executor, clock=clock)
+    processes = None if database.sqlite else Processes(database, process_id_in(config.state_directory), clock)
+    executor_id = processes.process_id if processes is not None else installation.component_id
+    executor = DbosExecutor(jobs_url(config.database_url, config.state_directory), executor_id)
+    engine = JobEngine(database, scenarios(world), executor, clock=clock, processes=processes)
     groups = GroupPoints(database, clock, hold_seconds=config.limits.hold_seconds)
     services = Services(
         database=database, orders=orders, news=news, fabrics=sites, clock=clock, jobs=engine, groups=groups,
@@ -157,6 +161,11 @@ def open_server(config: ServerConfig) -> Assembled:
         guard,
         application,
     )
+
+
+def process_id_in(state_directory: Path) -> str:
+    """One for each host and state directory, the same after a restart; a copied directory makes another one."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"failback:{host.gather().hardware_id}:{state_directory.resolve()}"))
 
 
 def jobs_url(database_url: str, state_directory: Path) -> str:

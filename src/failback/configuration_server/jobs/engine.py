@@ -26,6 +26,7 @@ from failback.configuration_server.jobs import scenario as words
 from failback.configuration_server.jobs import store
 from failback.configuration_server.jobs.context import JobCancelled, StepContext
 from failback.configuration_server.jobs.executor import Runner, Stopped
+from failback.configuration_server.jobs.processes import Processes
 from failback.configuration_server.jobs.scenario import FollowUp, Scenario, Skipped
 from failback.errors import ConfigurationError, ConflictError, FailbackError, StaleEpochError
 from failback.runtime import faults, logs
@@ -44,7 +45,7 @@ class Executor(Protocol):
 
     def launch(self, runner: Runner) -> None: ...
 
-    def submit(self, job_id: str, attempt: int) -> None: ...
+    def submit(self, job_id: str, attempt: int, taking_over: str = "") -> None: ...
 
     def stop(self) -> None: ...
 
@@ -54,29 +55,59 @@ class JobEngine:
 
     def __init__(
         self, database: Database, scenarios: Mapping[str, Scenario], executor: Executor, *,
-        clock: Clock | None = None, poll_seconds: float = 0.5,
+        clock: Clock | None = None, poll_seconds: float = 0.5, processes: Processes | None = None,
     ) -> None:  # fmt: skip
+        """``processes``: others that share the database; None when this is the only one."""
         self._database = database
         self._scenarios = dict(scenarios)
         self._executor = executor
         self._clock: Clock = clock or SystemClock()
         self._poll_seconds = poll_seconds
         self._bridge: _Bridge | None = None
+        self._processes = processes
+        self._taking_over: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Start the executor and go on with every unfinished job."""
         self._bridge = _Bridge(self, asyncio.get_running_loop())
         await asyncio.to_thread(self._executor.launch, self._bridge)
+        if self._processes is not None:
+            await self._processes.beat()
+            self._taking_over = asyncio.create_task(self._take_over(self._processes), name="jobs of dead processes")
         for row in await self._database.look(store.unfinished):
+            if self._processes is not None and row.owner != self._processes.process_id:
+                continue  # taken over when its owner is dead
             log.info("unfinished job goes on", job=row.job_id, scenario=row.scenario, attempt=row.attempt)
             await asyncio.to_thread(self._executor.submit, row.job_id, row.attempt)
 
     async def close(self) -> None:
         """Interrupt what runs; it goes on at the next :meth:`open`."""
+        if self._taking_over is not None:
+            self._taking_over.cancel()
+            await asyncio.gather(self._taking_over, return_exceptions=True)
+            self._taking_over = None
         if self._bridge is not None:
             await self._bridge.stop()
             await asyncio.to_thread(self._executor.stop)
             self._bridge = None
+
+    async def _take_over(self, processes: Processes) -> None:
+        """Beat, and run the jobs of processes that do not beat any more."""
+        asked: dict[str, int] = {}
+        while True:
+            await asyncio.sleep(processes.beat_seconds)
+            try:
+                await processes.beat()
+                for row in await self._database.look(store.unfinished):
+                    if row.owner == processes.process_id or not processes.may_take(row.owner, row.job_id):
+                        asked.pop(row.job_id, None)
+                    elif asked.get(row.job_id) != row.generation:
+                        asked[row.job_id] = row.generation
+                        log.warning("a dead process's job is taken over", job=row.job_id, owner=row.owner)
+                        turn = f"{processes.process_id}:{row.generation}:{self._clock.wall_ns()}"
+                        await asyncio.to_thread(self._executor.submit, row.job_id, row.attempt, turn)
+            except Exception:  # a busy or restarting database: the next round looks again
+                log.exception("a look for jobs of dead processes failed")
 
     # --- what callers ask for ---------------------------------------------------------------------------------------
 
@@ -120,6 +151,7 @@ class JobEngine:
                     remedy=f"failback job show {job_id}",
                 )
             store.reopen(session, row, self._scenario(row.scenario))
+            row.owner = ""
             return row
 
         await self._submit(await self._database.run(again))
@@ -153,6 +185,10 @@ class JobEngine:
             row = store.job(session, job_id)
             if row.state in words.FINAL_STATES or row.attempt != attempt or row.item_id is None:
                 return None
+            if self._processes is not None:
+                if row.owner and not self._processes.may_take(row.owner, job_id):
+                    return None  # a process that lives runs it
+                row.owner = self._processes.process_id
             store.take_over(session, row)
             row.state = CANCELLING if row.cancel_requested else words.IN_PROGRESS
             row.started_wall_ns = row.started_wall_ns or wall_ns

@@ -89,8 +89,8 @@ def _job(job_id: str, attempt: int) -> str:
     return state
 
 
-def _submit(job_id: str, attempt: int) -> None:
-    workflow_id = f"{job_id}:{attempt}"
+def _submit(job_id: str, attempt: int, taking_over: str) -> None:
+    workflow_id = f"{job_id}:{attempt}:{taking_over}" if taking_over else f"{job_id}:{attempt}"
     if DBOS.get_workflow_status(workflow_id) is None:
         with SetWorkflowID(workflow_id):
             DBOS.start_workflow(_job, job_id, attempt)
@@ -118,9 +118,14 @@ class DbosExecutor:
         DBOS.launch()
         logging.getLogger().handlers[:] = handlers
 
-    def submit(self, job_id: str, attempt: int) -> None:
-        """Run the attempt unless it is known already. Blocks briefly; not to be called on an event loop's thread."""
-        contextvars.Context().run(_submit, job_id, attempt)  # a caller within a step must not look like its child
+    def submit(self, job_id: str, attempt: int, taking_over: str = "") -> None:
+        """Run the attempt unless it is known already; ``taking_over`` names another try of it, by another process.
+
+        Blocks briefly; not to be called on an event loop's thread.
+        """
+        contextvars.Context().run(
+            _submit, job_id, attempt, taking_over
+        )  # a caller within a step must not look like its child
 
     def stop(self) -> None:
         """Stop; blocks until DBOS's own threads ended. Interrupted jobs stay recorded as running."""
