@@ -59,7 +59,7 @@ def undo() -> list[bytes]:
     text = np.full((3, 4096), 7, np.uint8)
     text[1] = 0
     noise = np.random.default_rng(1).integers(0, 256, (3, 4096), np.uint8)
-    packed = [pack_record(disk, ids, content, 1)[0] for disk, content in ((0, text), (1, noise))]
+    packed = [b"".join(pack_record(disk, ids, content, 1)[0]) for disk, content in ((0, text), (1, noise))]
     return [header, header + packed[0], header + b"".join(packed)]
 
 
