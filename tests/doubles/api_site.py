@@ -22,7 +22,7 @@ from workflow_driver import QUICK
 from failback.configuration_server import app, serving
 from failback.configuration_server.api import Services, SiteFabric, Surroundings
 from failback.configuration_server.api.readiness import preflight_of
-from failback.configuration_server.config import ServerConfig
+from failback.configuration_server.config import BACKUP_MARKER, ServerConfig
 from failback.configuration_server.database import items
 from failback.configuration_server.jobs.engine import JobEngine
 from failback.configuration_server.jobs.executor import DbosExecutor
@@ -121,7 +121,7 @@ async def serve(directory: Path) -> None:
     around = Surroundings(
         database=database, orders=assembled.orders, news=assembled.news, fabrics=fabrics,
         heartbeat_alarm_seconds=5.0, probe_seconds=5.0, version="1",
-        network_cards=directory / "network-cards", backup_marker=directory / "state" / app.BACKUP_MARKER, page_rows=3,
+        network_cards=directory / "network-cards", backup_marker=directory / "state" / BACKUP_MARKER, page_rows=3,
     )  # fmt: skip
     world = World(
         assembled.orders,

@@ -18,6 +18,7 @@ from postgres_server import PostgresServer
 from running_configuration_server import RunningConfigurationServer
 from sqlalchemy import select
 
+from failback.configuration_server.config import BACKUP_MARKER
 from failback.configuration_server.database import Database, items
 from failback.configuration_server.database.components import ComponentRow
 from failback.configuration_server.database.events import EventRow, record
@@ -125,6 +126,7 @@ async def test_backed_up_while_serving_and_restored_under_another_address(
     archive, secret = tmp_path / "night.backup", tmp_path / "passphrase"
     made = failback(tmp_path, "backup", archive, "--config", server.configure(), "--passphrase-file", secret)
     assert "read back and verified" not in made.stderr and "rows" in made.stdout
+    assert (server.state / BACKUP_MARKER).exists()  # what readiness asks for
     assert archive.stat().st_mode & 0o777 == 0o600 and b"ledger" not in archive.read_bytes()
     token, url, ca = server.token, server.url, server.ca_file.read_bytes()
     server.kill()

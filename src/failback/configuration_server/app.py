@@ -32,7 +32,7 @@ from failback.configuration_server.api.gate import Gate
 from failback.configuration_server.api.readiness import preflight_of
 from failback.configuration_server.api.services import Services, SiteFabric, Surroundings
 from failback.configuration_server.api.sign_in import signed_in
-from failback.configuration_server.config import ServerConfig
+from failback.configuration_server.config import BACKUP_MARKER, ServerConfig
 from failback.configuration_server.database import Database
 from failback.configuration_server.enrolment.bootstrap import Installation, bootstrap
 from failback.configuration_server.enrolment.desk import EnrolmentDesk
@@ -58,8 +58,6 @@ from failback.runtime.clock import Clock, SystemClock
 
 GUARD_EVERY = 3
 """Passes of the monitors between two looks at the power of on-premises machines."""
-BACKUP_MARKER = "last-backup"
-"""In the state directory: a backup of this server touches it when it is done (docs/readiness.md, row 18)."""
 
 log = logs.get(__name__)
 

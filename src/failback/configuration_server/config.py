@@ -22,6 +22,10 @@ class Site(enum.Enum):
     CLOUD = "cloud"
 
 
+BACKUP_MARKER = "last-backup"
+"""In the state directory: a backup of this server touches it when it is done (docs/readiness.md, row 18)."""
+
+
 @dataclass(frozen=True, slots=True)
 class FabricConfig:
     """One ``[[fabrics]]`` table. ``datastores`` adds plain directories to those that the fabric itself lists."""

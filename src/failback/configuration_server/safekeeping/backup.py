@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from failback import __version__
-from failback.configuration_server.config import ServerConfig, load
+from failback.configuration_server.config import BACKUP_MARKER, ServerConfig, load
 from failback.configuration_server.database import Database
 from failback.configuration_server.enrolment.bootstrap import METRICS_TOKEN_FILE, PASSPHRASE_FILE, TOKEN_FILE
 from failback.configuration_server.safekeeping import tables
@@ -70,6 +70,7 @@ def make(config_path: Path, target: Path, passphrase: str) -> Summary:
             faults.point("backup.written")
             partial.replace(target)
             sync_directory(target.parent)
+            (config.state_directory / BACKUP_MARKER).touch(0o600)
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
