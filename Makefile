@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CAPTURE := src/failback/mobility/capture/capture.bpf.o
 NATIVE := src/failback/runtime/_native.so
 
-.PHONY: soak demo test check format lint types unit bench fuzz docs readiness-page build clean system-packages
+.PHONY: soak demo test check format lint types unit bench fuzz docs readiness-page states-page build clean system-packages
 
 demo: $(VENV)/.ready $(CAPTURE) $(NATIVE)
 	$(BIN)/failback lab demo
@@ -50,6 +50,10 @@ fuzz: $(VENV)/.ready $(CAPTURE) $(NATIVE)
 # The page of all preconditions, made from the registry.
 readiness-page: $(VENV)/.ready
 	$(BIN)/python -m failback.protection.readiness.document > docs/readiness.md
+
+# The page of an item's states, made from the table.
+states-page: $(VENV)/.ready
+	$(BIN)/python -m failback.protection.states_page > docs/reference/states.md
 
 build: $(VENV)/.ready $(CAPTURE) $(NATIVE)
 	$(BIN)/python -m build

@@ -118,3 +118,17 @@ def test_the_list_view_leaves_out_disks_and_servers() -> None:
         "providerSpecificDetails"
     ]
     assert (details["protectedDisks"], details["processServerId"], "failback" in details) == ([], None, False)
+
+
+def test_disks_of_a_machine_committed_in_the_cloud_say_that_they_need_a_resynchronization() -> None:
+    def first_disk(view: ItemView) -> dict[str, Any]:
+        details = item_resource(Vault("/v", "https://h", "x"), view, NOW)["properties"]["providerSpecificDetails"]
+        disk: dict[str, Any] = details["protectedDisks"][0]
+        return disk
+
+    away = first_disk(item(state=State.COMMITTED, direction=Direction.TO_CLOUD))
+    assert (away["resyncRequired"], away["healthErrorCode"]) == ("Required", "ECH0007")
+    home = first_disk(item(state=State.COMMITTED, runs_at=Side.ON_PREMISES))
+    assert (home["resyncRequired"], home["healthErrorCode"]) == ("NotRequired", None)
+    kept = first_disk(item())
+    assert (kept["resyncRequired"], kept["healthErrorCode"]) == ("NotRequired", None)

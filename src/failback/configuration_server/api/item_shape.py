@@ -22,6 +22,7 @@ from failback.protection.states import State, active_location, description
 
 ITEM_TYPE = "replicationFabrics/replicationProtectionContainers/replicationProtectedItems"
 MEGABYTE = 1 << 20
+RESYNC_REQUIRED = "ECH0007"
 _SITES = {Side.ON_PREMISES: "OnPrem", Side.CLOUD: "Azure"}
 
 
@@ -151,13 +152,16 @@ def _disk(item: ItemView, disk: ItemDiskRow, rpo: int | None) -> dict[str, Any]:
     sync = sync_of(item, disk.disk_id)
     first = disk.index == min(other.index for other in item.row.disks)
     running = sync is not None and not sync.done
+    is_due = item.state is State.COMMITTED and item.runs_at is Side.CLOUD
+    """Committed in the cloud: the way home begins with a comparison of all disks."""
     sent = _percentage(sync) if sync else (100 if item.state is State.PROTECTED else 0)
     return {
         "diskId": disk.disk_id,
         "diskName": f"Disk{disk.index}",
         "protectionStage": "Resync" if running else item.row.protection_stage,
         "rpoInSeconds": rpo,
-        "resyncRequired": "Required" if running else "NotRequired",
+        "healthErrorCode": RESYNC_REQUIRED if is_due else None,
+        "resyncRequired": "Required" if running or is_due else "NotRequired",
         "resyncProgressPercentage": sent,
         "diskCapacityInBytes": disk.cloud_size_bytes or disk.size_bytes,
         "sourceDataInMB": round(item.mobility.backlog_bytes / MEGABYTE, 3) if first else 0.0,
