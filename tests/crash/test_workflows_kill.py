@@ -27,6 +27,7 @@ FAILOVER_INPUTS = {"selector": "latest", "value": "", "shut_down_source": True}
 REPROTECT = ("SwitchReplicationGroupProtection", REPROTECT_INPUTS)
 FAILOVER = ("UnplannedFailover", FAILOVER_INPUTS)
 CANCEL = ("CancelFailover", {})
+CHANGE = ("ChangeRecoveryPoint", {"selector": "point", "value": "before"})
 COMMIT = ("CommitFailover", {})
 POINT = ("CreateRecoveryPoint", {})
 DISABLE = ("DisableDr", {})
@@ -75,6 +76,17 @@ WORKFLOWS: dict[str, tuple[list[Job], Job, list[str]]] = {
         [REPROTECT, FAILOVER],
         COMMIT,
         [*around("VmCommitPrerequisitesCheck", "VmCommit"), "job.VmCommit.recorded"],
+    ),
+    "change point": (
+        [REPROTECT, FAILOVER],
+        CHANGE,
+        [
+            *around("VmChangePitPrerequisitesCheck", "VmShutdownVmOnSecondary"),
+            *("job.VmPrepareForUnPlannedFailover.before", "job.VmPrepareForUnPlannedFailover.changed"),
+            *("job.VmPrepareForUnPlannedFailover.after", "job.VmFailover.before", "job.VmFailover.layer"),
+            *("job.VmFailover.after", "job.VmFoStartVmOnSecondary.before", "job.VmFoStartVmOnSecondary.since"),
+            *("job.VmFoStartVmOnSecondary.after", "job.VmFoStartVmOnSecondary.recorded"),
+        ],
     ),
     "cancel": (
         [REPROTECT, FAILOVER],

@@ -64,6 +64,12 @@ def failover_input(kind: str, point_id: str | None = None) -> models.UnplannedFa
     return models.UnplannedFailoverInput(properties=properties)
 
 
+def other_point(point_id: str | None) -> models.ApplyRecoveryPointInput:
+    details = models.InMageAzureV2ApplyRecoveryPointInput()
+    properties = models.ApplyRecoveryPointInputProperties(recovery_point_id=point_id, provider_specific_details=details)
+    return models.ApplyRecoveryPointInput(properties=properties)
+
+
 def test_the_whole_way_home(client: SiteRecoveryManagementClient, site: SiteProcess) -> None:
     items = client.replication_protected_items
     before = items.get(*ITEM)
@@ -108,7 +114,14 @@ def test_the_whole_way_home(client: SiteRecoveryManagementClient, site: SiteProc
     moved = items.begin_unplanned_failover(*ITEM, failover_input("LatestTime")).result()
     assert moved.properties.protection_state == "UnplannedFailoverCommitPendingStatesBegin"
     assert moved.properties.provider_specific_details.active_site_type == "OnPrem"
-    assert moved.properties.allowed_operations == ["Commit", "CancelFailover"]
+    assert moved.properties.allowed_operations == ["Commit", "ChangePit", "CancelFailover"]
+    with pytest.raises(HttpResponseError, match="recoveryPointId is required"):
+        items.begin_apply_recovery_point(*ITEM, other_point(None)).result()
+    with pytest.raises(ResourceNotFoundError, match="no reachable recovery point"):
+        items.begin_apply_recovery_point(*ITEM, other_point("nowhere")).result()
+    changed = items.begin_apply_recovery_point(*ITEM, other_point("before")).result()
+    assert changed.properties.protection_state == "UnplannedFailoverCommitPendingStatesBegin"
+    assert changed.properties.failover_recovery_point_id == "before"
     done = items.begin_failover_commit(*ITEM).result()
     assert done.properties.protection_state == "UnplannedFailoverCommitted"
     assert done.properties.active_location == "Recovery"

@@ -72,13 +72,18 @@ def test_the_story(site: SiteProcess) -> None:
     assert [task["name"] for task in moved["properties"]["tasks"]][-1] == "VmFoStartVmOnSecondary"
     failback(site, "cancel", "ledger", "--yes")
     site.wait_for_state("Protected")
-    failback(site, "failback", "ledger", "--point", points[0]["name"], "--yes")
+    failback(site, "failback", "ledger", "--yes")
+    assert "is no recovery point" in failback(site, "change-point", "ledger", "--point", "x", "--yes", status=2).stderr
+    changed = decoded(failback(site, "change-point", "ledger", "--point", points[0]["name"], "--yes", "--json"))
+    assert changed["properties"]["scenarioName"] == "ChangeRecoveryPoint"
+    at = decoded(failback(site, "item", "show", "ledger", "--json"))["properties"]["failoverRecoveryPointId"]
+    assert at == points[0]["name"]
     failback(site, "commit", "ledger", "--yes")
     home = decoded(failback(site, "item", "list", "--json"))[0]["properties"]
     assert home["providerSpecificDetails"]["activeSiteType"] == "OnPrem"
 
     jobs = decoded(failback(site, "job", "list", "--item", "ledger", "--json"))
-    assert [job["properties"]["scenarioName"] for job in jobs][:2] == ["CommitFailover", "UnplannedFailover"]
+    assert [job["properties"]["scenarioName"] for job in jobs][:2] == ["CommitFailover", "ChangeRecoveryPoint"]
     assert "Commit" in failback(site, "job", "show", jobs[0]["name"]).stdout
     assert "Succeeded" in failback(site, "job", "watch", jobs[0]["name"]).stdout
     assert "JobSucceeded" in failback(site, "event", "list", "--item", "ledger").stdout

@@ -81,6 +81,37 @@ async def test_the_whole_story_of_a_failback(site: Site) -> None:
     await eventually(lambda: not site.plane.status["replicas"])
 
 
+async def test_released_disks_go_to_another_point_and_back(site: Site) -> None:
+    """What a change of the recovery point orders: resume, prepare, release; forwards as well as backwards."""
+    site.make_disks(SEED)
+    await site.attach()
+    site.assign(1)
+    sender = site.sender(1)
+    for sequence in range(1, 41):
+        await sender.send(driver.make_batch(SEED, sequence))
+    await sender.send(driver.make_batch(SEED, 41, mark=(MarkKind.FINAL, MARK)))
+    await site.landed(sender, 41)
+    await site.prepare(LATEST, MARK)
+    points = site.replica()["points"]
+    older = points[2]
+    await site.plain(orders.RELEASE_REPLICA)
+    with pytest.raises(ConflictError, match="released"):
+        await site.prepare(PointChoice(PointSelector.POINT, older["point_id"]))
+    for choice, sequence in (
+        (PointChoice(PointSelector.POINT, older["point_id"]), older["sequence"]),
+        (PointChoice(PointSelector.POINT, points[0]["point_id"]), 0),
+        (LATEST, 41),
+        (PointChoice(PointSelector.POINT, older["point_id"]), older["sequence"]),
+    ):
+        await site.plain(orders.RESUME_REPLICA)
+        assert (await site.prepare(choice)).point.sequence == sequence
+        await site.plain(orders.RELEASE_REPLICA)
+        assert site.images(fenced=False) == (_model(sequence) if sequence else driver.initial(SEED))
+        site.kill()
+    await site.plain(orders.COMMIT_POINT)
+    assert site.images(fenced=False) == _model(older["sequence"])
+
+
 async def test_older_point_and_commit(site: Site) -> None:
     site.make_disks(SEED)
     await site.attach()

@@ -1,4 +1,4 @@
-"""The ways of an item: ``readiness``, ``reprotect``, ``failback``, ``commit``, ``cancel``, ``resync``.
+"""The ways of an item: ``readiness``, ``reprotect``, ``failback``, ``change-point``, ``commit``, ``cancel``, ``resync``.
 
 Each change says first what it will do to the running machine and asks (``--yes`` answers), then starts a job and follows it.
 Interrupting the command does not interrupt the job.
@@ -195,13 +195,7 @@ def failback(
     """Stop the machine in the cloud and start it on premises; commit or cancel afterwards."""
     with server() as api:
         item = api.get(f"{ITEMS}/{name}")
-        points = api.every(f"{ITEMS}/{name}/recoveryPoints")
-        if point.startswith("group:"):
-            points = [
-                one for one in points if one["properties"]["providerSpecificDetails"]["isMultiVmSyncPoint"] == "Yes"
-            ]
-            point = shared_point(point.removeprefix("group:"), points)
-        details, loss = point_input(point, points)
+        details, loss = _chosen_point(api, name, point)
         own = item["properties"]["providerSpecificDetails"]["failback"]
         confirm(_impact(own, loss, source_lost), f"Fail {name} back?", yes)
         body = {
@@ -212,6 +206,15 @@ def failback(
             }
         }
         _run(api, f"{ITEMS}/{name}/unplannedFailover", body, no_wait, as_json)
+
+
+def _chosen_point(api: Api, name: str, point: str) -> tuple[dict[str, Any], str]:
+    """What ``--point`` names, as :func:`point_input` says it."""
+    points = api.every(f"{ITEMS}/{name}/recoveryPoints")
+    if point.startswith("group:"):
+        points = [one for one in points if one["properties"]["providerSpecificDetails"]["isMultiVmSyncPoint"] == "Yes"]
+        point = shared_point(point.removeprefix("group:"), points)
+    return point_input(point, points)
 
 
 def _impact(own: dict[str, Any], loss: str, source_lost: bool) -> list[str]:
@@ -278,6 +281,33 @@ def _inmage(kind: str, **more: str) -> dict[str, Any]:
 
 def _loss(when: str) -> str:
     return f"What changed since {moment(when)} ({duration(age_seconds(when))} ago) will not be there."
+
+
+def change_point(
+    name: ItemName,
+    *,
+    point: Annotated[
+        str,
+        typer.Option(
+            metavar="latest|latest-app-consistent|ID|TIME|group:ID|group:latest",
+            help="The recovery point to start from instead.",
+        ),
+    ],
+    yes: Yes = False,
+    no_wait: NoWait = False,
+    as_json: AsJson = False,
+) -> None:
+    """Before the commit of a failback: start the on-premises machine again, at another recovery point."""
+    with server() as api:
+        details, loss = _chosen_point(api, name, point)
+        statement = [
+            f"{name} stops on premises, and everything it wrote there since the failback is thrown away.",
+            f"It is started on premises again at the other point. {loss}",
+            "The cloud machine stays off; commit or cancel afterwards.",
+        ]
+        confirm(statement, f"Change the recovery point of {name}?", yes)
+        body = {"properties": {"recoveryPointId": details.get("recoveryPointId"), "providerSpecificDetails": details}}
+        _run(api, f"{ITEMS}/{name}/applyRecoveryPoint", body, no_wait, as_json)
 
 
 def commit(name: ItemName, yes: Yes = False, no_wait: NoWait = False, as_json: AsJson = False) -> None:

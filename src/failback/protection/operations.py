@@ -14,6 +14,7 @@ class Operation(enum.Enum):
     REPROTECT = "SwitchProtection"
     FAILOVER = "UnplannedFailover"
     COMMIT = "Commit"
+    CHANGE_POINT = "ChangePit"
     CANCEL_FAILOVER = "CancelFailover"
     REPAIR = "RepairReplication"
     MOVE = "SwitchProcessServer"
@@ -29,6 +30,7 @@ SPOKEN = {
     Operation.REPROTECT: "Reprotect",
     Operation.FAILOVER: "Failover",
     Operation.COMMIT: "Commit",
+    Operation.CHANGE_POINT: "Changing the recovery point",
     Operation.CANCEL_FAILOVER: "Cancelling a failover",
     Operation.REPAIR: "Resynchronizing",
     Operation.MOVE: "Moving to another process server",

@@ -67,8 +67,6 @@ REASONS: dict[tuple[State, Direction, str], str] = {
     (State.COMMITTED, Direction.TO_ON_PREMISES, "SwitchProtection"): "replication to the cloud is not served yet",
     (State.COMMIT_PENDING, Direction.TO_ON_PREMISES, "DisableProtection"):
         "the machine runs on a disposable layer, which is merged by a commit or dropped by a cancel first",
-    (State.COMMIT_PENDING, Direction.TO_ON_PREMISES, "ChangePit"):
-        "changing the recovery point is not served yet: cancel, then fail over to the other point",
     (State.COMMIT_PENDING, Direction.TO_ON_PREMISES, "CancelFailover"):
         "a failback can be called off until its commit; the service knows the operation too",
     (State.PROTECTED, Direction.TO_ON_PREMISES, "RepairReplication"):

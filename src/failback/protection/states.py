@@ -12,6 +12,7 @@ way out. ``protectionState`` on the wire is the state's value (asr.md section 5.
 direction TO_CLOUD: it failed over and runs in the cloud. A machine runs at the target after a failover, else at the
 source; the side that may *speak* for it (``items.live_side``) follows once it is heard from. A source that was lost
 during a synchronisation leaves the points before it, so REPLICATING may fail over too, when asked for by name.
+``recovery-point-changed`` stays where it is: the same failover, at another point.
 ``protection-disabled`` leaves every state but COMMIT_PENDING, where a disposable layer still has to be merged or
 dropped. In-progress phases are not states: they are the item's running job.
 """
@@ -40,6 +41,7 @@ class Event(enum.Enum):
     REPLICA_CONSISTENT = "replica-consistent"
     REPAIR_STARTED = "repair-started"
     FAILED_OVER = "failed-over"
+    POINT_CHANGED = "recovery-point-changed"
     FAILOVER_COMMITTED = "failover-committed"
     FAILOVER_CANCELLED = "failover-cancelled"
     PROTECTION_DISABLED = "protection-disabled"
@@ -65,6 +67,7 @@ TABLE: dict[State, dict[Event, State]] = {
         Event.PROTECTION_DISABLED: State.DISABLED,
     },
     State.COMMIT_PENDING: {
+        Event.POINT_CHANGED: State.COMMIT_PENDING,
         Event.FAILOVER_COMMITTED: State.COMMITTED,
         Event.FAILOVER_CANCELLED: State.REPLICATING,
     },
@@ -77,7 +80,7 @@ OPERATIONS: dict[State, frozenset[Operation]] = {
     State.PROTECTED: frozenset(
         {Operation.FAILOVER, Operation.REPAIR, Operation.MOVE, Operation.DISABLE, Operation.CREATE_RECOVERY_POINT}
     ),
-    State.COMMIT_PENDING: frozenset({Operation.COMMIT, Operation.CANCEL_FAILOVER}),
+    State.COMMIT_PENDING: frozenset({Operation.COMMIT, Operation.CHANGE_POINT, Operation.CANCEL_FAILOVER}),
     State.DISABLED: frozenset(),
 }
 

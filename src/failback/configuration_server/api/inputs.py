@@ -63,6 +63,17 @@ class FailoverRequest(_Wire):
     properties: FailoverProperties = Field(default_factory=FailoverProperties)
 
 
+class ApplyPointProperties(_Wire):
+    """``ApplyRecoveryPointInputProperties``; a type or a time in the details, as a failover has them, is our extension."""
+
+    recovery_point_id: str | None = Field(default=None, alias="recoveryPointId")
+    details: FailoverDetails = Field(default_factory=FailoverDetails, alias="providerSpecificDetails")
+
+
+class ApplyPointRequest(_Wire):
+    properties: ApplyPointProperties
+
+
 class RepairDetails(_Wire):
     """Our extension: Azure's operation has no body. A process server may be named by host name or id."""
 
@@ -175,3 +186,19 @@ def point_choice(details: FailoverDetails) -> PointChoice:
             raise ConfigurationError("recoveryPointId is required with Custom", code="506", remedy="failback points")
         return PointChoice(PointSelector.POINT, details.recovery_point_id.rstrip("/").rsplit("/", 1)[-1])
     return PointChoice(PointSelector.LATEST)
+
+
+def applied_point(request: ApplyPointRequest) -> PointChoice:
+    """The recovery point to change to. Raises ConfigurationError (another provider, no point named)."""
+    wanted = request.properties.details
+    if wanted.instance_type not in {direction.provider for direction in Direction}:
+        raise ConfigurationError(
+            f"instanceType {wanted.instance_type!r} does not fit this item",
+            code="506",
+            remedy=f'send "instanceType": "{Direction.TO_ON_PREMISES.provider}"',
+        )
+    if request.properties.recovery_point_id:
+        return point_choice(FailoverDetails(recoveryPointId=request.properties.recovery_point_id))
+    if not (wanted.recovery_point_type or wanted.recovery_point_id or wanted.recovery_point_time):
+        raise ConfigurationError("recoveryPointId is required", code="506", remedy="failback points")
+    return point_choice(wanted)

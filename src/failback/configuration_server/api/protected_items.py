@@ -1,4 +1,4 @@
-"""``replicationProtectedItems``: read, import, reprotect, failover, commit, cancel, resynchronize, point, disable.
+"""``replicationProtectedItems``: read, import, reprotect, failover, its change, commit and cancel, resynchronize, disable.
 
 Every change is checked against the state table first (the reason goes to the caller), starts one durable job under a key
 made of the caller's request id (a repeated request finds its job again) and answers 202. Import answers at once.
@@ -43,6 +43,7 @@ SCENARIOS = {
     Operation.REPROTECT: "SwitchReplicationGroupProtection",
     Operation.FAILOVER: "UnplannedFailover",
     Operation.COMMIT: "CommitFailover",
+    Operation.CHANGE_POINT: "ChangeRecoveryPoint",
     Operation.CANCEL_FAILOVER: "CancelFailover",
     Operation.REPAIR: "RepairVMReplication",
     Operation.MOVE: "SwitchProcessServer",
@@ -75,6 +76,7 @@ def router(services: Services) -> APIRouter:
     routes = APIRouter(route_class=FaultRoute, tags=["protected items"])
     routes.include_router(_reading(services))
     routes.include_router(_operations(services))
+    routes.include_router(_failovers(services))
     return routes
 
 
@@ -147,29 +149,6 @@ def _operations(services: Services) -> APIRouter:
         await _refresh_disks(services, asked.item)
         return await _start(services, asked, Operation.REPROTECT, resolve)
 
-    @routes.post("/unplannedFailover")
-    async def failover(asked: Asked, body: inputs.FailoverRequest) -> Response:
-        choice = inputs.point_choice(body.properties.details)
-
-        def resolve(_session: Session, found: ItemView) -> dict[str, Any]:
-            _check_point(found, choice.selector.value, choice.value)
-            return {
-                "selector": choice.selector.value,
-                "value": choice.value,
-                "shut_down_source": body.properties.source_site_operations != "NotRequired",
-            }
-
-        source_lost = body.properties.source_site_operations == "NotRequired"
-        return await _start(services, asked, Operation.FAILOVER, resolve, source_lost=source_lost)
-
-    @routes.post("/failoverCommit")
-    async def commit(asked: Asked) -> Response:
-        return await _start(services, asked, Operation.COMMIT, _nothing)
-
-    @routes.post("/failoverCancel")
-    async def cancel(asked: Asked) -> Response:
-        return await _start(services, asked, Operation.CANCEL_FAILOVER, _nothing)
-
     @routes.post("/repairReplication")
     async def repair(asked: Asked, body: inputs.RepairRequest | None = None) -> Response:
         wanted = body.properties.details if body else inputs.RepairDetails()
@@ -202,6 +181,45 @@ def _operations(services: Services) -> APIRouter:
     async def disable(asked: Asked, body: inputs.DisableRequest | None = None) -> Response:
         reason = body.properties.disable_protection_reason if body else "NotSpecified"
         return await _start(services, asked, Operation.DISABLE, lambda _session, _found: {"reason": reason})
+
+    return routes
+
+
+def _failovers(services: Services) -> APIRouter:
+    routes = APIRouter(prefix=CONTAINER_PATH + _ITEM, route_class=FaultRoute)
+
+    @routes.post("/unplannedFailover")
+    async def failover(asked: Asked, body: inputs.FailoverRequest) -> Response:
+        choice = inputs.point_choice(body.properties.details)
+
+        def resolve(_session: Session, found: ItemView) -> dict[str, Any]:
+            _check_point(found, choice.selector.value, choice.value)
+            return {
+                "selector": choice.selector.value,
+                "value": choice.value,
+                "shut_down_source": body.properties.source_site_operations != "NotRequired",
+            }
+
+        source_lost = body.properties.source_site_operations == "NotRequired"
+        return await _start(services, asked, Operation.FAILOVER, resolve, source_lost=source_lost)
+
+    @routes.post("/applyRecoveryPoint")
+    async def change_point(asked: Asked, body: inputs.ApplyPointRequest) -> Response:
+        choice = inputs.applied_point(body)
+
+        def resolve(_session: Session, found: ItemView) -> dict[str, Any]:
+            _check_point(found, choice.selector.value, choice.value)
+            return {"selector": choice.selector.value, "value": choice.value}
+
+        return await _start(services, asked, Operation.CHANGE_POINT, resolve)
+
+    @routes.post("/failoverCommit")
+    async def commit(asked: Asked) -> Response:
+        return await _start(services, asked, Operation.COMMIT, _nothing)
+
+    @routes.post("/failoverCancel")
+    async def cancel(asked: Asked) -> Response:
+        return await _start(services, asked, Operation.CANCEL_FAILOVER, _nothing)
 
     return routes
 

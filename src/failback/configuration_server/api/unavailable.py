@@ -78,7 +78,6 @@ REFUSED: dict[tuple[str, str], tuple[str, str]] = {
     ("POST", f"{_ITEM}/plannedFailover"): (_NOT_YET, "POST unplannedFailover: it stops the machine and takes its last write"),
     ("POST", f"{_ITEM}/testFailover"): (_NOT_YET, "open a point as disks instead: failback view open"),
     ("POST", f"{_ITEM}/testFailoverCleanup"): (_NOT_YET, "there is no test failover to clean up"),
-    ("POST", f"{_ITEM}/applyRecoveryPoint"): (_NOT_YET, "POST failoverCancel, then fail over to the other point"),
     ("POST", f"{_ITEM}/addDisks"): _FOLLOWED,
     ("POST", f"{_ITEM}/removeDisks"): _FOLLOWED,
     ("POST", f"{_ITEM}/resolveHealthErrors"): ("health is judged anew every few seconds", "do what the error recommends"),

@@ -6,6 +6,7 @@ from failback.configuration_server.jobs.scenario import Scenario
 from failback.configuration_server.workflows import (
     app_consistent_point,
     cancel_failback,
+    change_point,
     commit,
     disable,
     disk_changes,
@@ -27,6 +28,7 @@ def scenarios(world: World) -> dict[str, Scenario]:
         disk_changes.scenario(world),
         failback.scenario(world),
         commit.scenario(world),
+        change_point.scenario(world),
         cancel_failback.scenario(world),
         app_consistent_point.scenario(world),
         disable.scenario(world),

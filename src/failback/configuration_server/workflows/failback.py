@@ -282,11 +282,15 @@ async def prepare(world: World, context: StepContext) -> dict[str, Any]:
 
     await context.remember_with("fenced", fence)
     world.announce(await context.item())
+    await release(world, context, item)
+    return {"point_id": prepared.point.point_id, "bytes_rolled_back": prepared.bytes_rolled_back}
+
+
+async def release(world: World, context: StepContext, item: ItemRow) -> None:
     sentence = "waiting for the master target to release the disks"
     await carry_out_plainly(
         world, context, pieces.replica_work(item, orders.RELEASE_REPLICA, world.timing.order_seconds, sentence)
     )
-    return {"point_id": prepared.point.point_id, "bytes_rolled_back": prepared.bytes_rolled_back}
 
 
 async def fail_over(world: World, context: StepContext) -> dict[str, Any]:

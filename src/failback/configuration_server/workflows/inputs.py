@@ -36,6 +36,17 @@ class FailoverInputs:
 
 
 @dataclass(frozen=True, slots=True)
+class ChangePointInputs:
+    """The point at which the machine that came home is to start again."""
+
+    selector: PointSelector
+    value: str = ""
+
+    def choice(self) -> PointChoice:
+        return PointChoice(self.selector, self.value)
+
+
+@dataclass(frozen=True, slots=True)
 class RepairInputs:
     """``process_server_id``: replicate through this one from now on (empty: as before). ``reason``: why it began by itself.
 

@@ -77,8 +77,9 @@ def enrolled_at_home(session: Session, item: ItemRow) -> ComponentRow | None:
         ComponentRow.role == Role.MOBILITY.value,
         ComponentRow.hardware_id == item.on_premises_hardware_id.lower(),
     )
-    found = session.scalars(select(ComponentRow).where(*at_home, ComponentRow.component_id != item.machine_id)).first()
-    return None if found is None or found.revoked else found
+    newcomers = select(ComponentRow).where(*at_home, ComponentRow.component_id != item.machine_id)
+    found = session.scalars(newcomers.order_by(ComponentRow.last_heartbeat_wall_ns.desc()))  # one for each such boot
+    return next((one for one in found if not one.revoked), None)
 
 
 async def replica(context: StepContext, item: ItemRow) -> ReplicaStatus | None:
