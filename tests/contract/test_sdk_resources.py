@@ -185,14 +185,10 @@ def test_what_there_is_none_of_is_an_empty_list(client: SiteRecoveryManagementCl
 
 def test_what_cannot_be_done_says_why_and_what_to_do(client: SiteRecoveryManagementClient) -> None:
     items, fabrics = client.replication_protected_items, client.replication_fabrics
-    asked = models.ApplyRecoveryPointInput(
-        properties=models.ApplyRecoveryPointInputProperties(
-            recovery_point_id="x", provider_specific_details=models.InMageAzureV2ApplyRecoveryPointInput()
-        )
-    )
+    asked = models.TestFailoverCleanupInput(properties=models.TestFailoverCleanupInputProperties(comments="over"))
     for call in (
         lambda: items.begin_purge(*ITEM).result(),
-        lambda: items.begin_apply_recovery_point(*ITEM, asked).result(),
+        lambda: items.begin_test_failover_cleanup(*ITEM, asked).result(),
         lambda: fabrics.begin_create(*GROUP, "other", models.FabricCreationInput()).result(),
         lambda: fabrics.begin_remove_infra(*FABRIC).result(),
         lambda: client.replication_policies.begin_delete(*GROUP, "failback").result(),
