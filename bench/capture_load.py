@@ -22,6 +22,8 @@ from failback.model.components import SyncMode
 from failback.model.policy import ReplicationPolicy
 
 T = TypeVar("T")
+RING_MEGABYTES = 256
+"""A second of the rate and more: the ring holds what has not landed, so a smaller one turns a lag below the bound into a gap."""
 COUNTERS = ("bytes_written", "bytes_dropped", "drops", "skipped", "overlaps", "write_errors", "untracked", "bios")
 
 
@@ -161,7 +163,8 @@ def bare_and_captured(
         load(device)  # the image's extents settle
         for number in range(PAIRS):
             bare = load(device)
-            with protected(ground, device, image, size_bytes, f"pair-{number}", server_niceness=10) as chain:
+            with protected(ground, device, image, size_bytes, f"pair-{number}", server_niceness=10,
+                           ring_megabytes=RING_MEGABYTES) as chain:  # fmt: skip
                 with Watch(chain) as watch:
                     captured = load(device)
                 watch.settle()

@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bench.capture_load import Watch, protected
+from bench.capture_load import RING_MEGABYTES, Watch, protected
 from bench.ground import GIBIBYTE, PAIRS, SMALL, Ground, fio, machine_facts, random_filled, same
 from bench.results import Bound, Result
 from failback.model.components import SyncMode
 
 SIZE = (1 if SMALL else 4) * GIBIBYTE
 SECONDS = 6 if SMALL else 60
-RING_MEGABYTES = 256
-"""A second of the rate and more: the ring holds what has not landed, so a smaller one turns a lag below the bound into a gap."""
 RATES = (25, 50, 75, 100, 150, 200, 250, 300, 400, 500)
 LINES = {"Azure Site Recovery, published, megabytes a second": [54, 100, 500]}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.capture_load import Watch, protected
+from bench.capture_load import RING_MEGABYTES, Watch, protected
 from bench.chain import Chain
 from bench.ground import GIBIBYTE, PAIRS, SMALL, Ground, fio, machine_facts, random_filled, same
 from bench.results import Bound, Result
@@ -12,8 +12,6 @@ from failback.model.components import SyncMode
 
 SIZE = (1 if SMALL else 4) * GIBIBYTE
 SECONDS = 6 if SMALL else 60
-RING_MEGABYTES = 256
-"""A second of the rate and more: the ring holds what has not landed, so a smaller one turns a lag below the bound into a gap."""
 LOADS = {
     "random": {"rw": "randwrite", "bs": "4k", "iodepth": 16, "rate_iops": 5000},
     "sequential": {"rw": "write", "bs": "256k", "iodepth": 4, "rate": "100m"},
