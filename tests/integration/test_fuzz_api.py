@@ -102,3 +102,9 @@ def _with(body: dict[str, Any], strange: str) -> dict[str, Any]:
 
     found: dict[str, Any] = changed(body)
     return found
+
+
+def test_a_number_that_no_database_holds_is_not_found(site: SiteProcess) -> None:
+    events = ITEM.partition("/replicationFabrics")[0] + "/replicationEvents"
+    for number in (0, -1, 1 << 31, 1 << 63, 1 << 200):
+        assert site.call("GET", f"{events}/{number}")[0] == 404

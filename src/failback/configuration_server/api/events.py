@@ -16,6 +16,9 @@ from failback.configuration_server.database.events import EventRow
 from failback.configuration_server.database.items import named
 from failback.errors import NotFoundError
 
+LAST_EVENT_ID = (1 << 31) - 1
+"""Of the column's type; a larger number is no event's and no database's integer."""
+
 
 def router(services: Services) -> APIRouter:
     routes = APIRouter(route_class=FaultRoute, tags=["events"])
@@ -30,7 +33,8 @@ def router(services: Services) -> APIRouter:
 
     @routes.get("/replicationEvents/{event_id}")
     async def get_event(vault: VaultOf, event_id: int) -> dict[str, Any]:
-        row = await services.database.look(lambda session: session.get(EventRow, event_id))
+        known = 0 < event_id <= LAST_EVENT_ID
+        row = await services.database.look(lambda session: session.get(EventRow, event_id)) if known else None
         if row is None:
             raise NotFoundError(f"there is no event {event_id}")
         return _event(vault, row)
