@@ -18,7 +18,7 @@ from failback.configuration_server.api.arm import Vault, VaultOf, filters, last_
 from failback.configuration_server.api.faults import FaultRoute
 from failback.configuration_server.api.job_shape import exported, job_resource
 from failback.configuration_server.api.long_running import job_row
-from failback.configuration_server.api.paging import Key, PageOf
+from failback.configuration_server.api.paging import Key, Page, PageOf
 from failback.configuration_server.api.services import Services
 from failback.configuration_server.api.sign_in import note
 from failback.configuration_server.database.items import ItemRow, named
@@ -41,17 +41,20 @@ class ExportRequest(BaseModel):
 def router(services: Services) -> APIRouter:
     routes = APIRouter(route_class=FaultRoute, tags=["jobs"])
 
-    @routes.get("/replicationJobs")
-    async def list_jobs(
-        vault: VaultOf, page: PageOf, wanted: Annotated[str | None, Query(alias="$filter")] = None
-    ) -> dict[str, Any]:
+    async def _listed(vault: Vault, page: Page, wanted: str | None, *, full: bool) -> dict[str, Any]:
         after, size = page.after(int, str), services.page_rows
         rows = await services.database.look(lambda session: _rows(session, wanted, after, size + 1))
         return page.listed(
             rows, size,
             lambda found: (found[0].created_wall_ns, found[0].job_id),
-            lambda found: job_resource(vault, found[0], item_name=found[1], full=False),
+            lambda found: job_resource(vault, found[0], item_name=found[1], full=full),
         )  # fmt: skip
+
+    @routes.get("/replicationJobs")
+    async def list_jobs(
+        vault: VaultOf, page: PageOf, wanted: Annotated[str | None, Query(alias="$filter")] = None
+    ) -> dict[str, Any]:
+        return await _listed(vault, page, wanted, full=False)
 
     @routes.post("/replicationJobs/export")
     async def export(vault: VaultOf, request: Request, body: ExportRequest | None = None) -> dict[str, Any]:
@@ -77,13 +80,7 @@ def router(services: Services) -> APIRouter:
     async def exported_jobs(
         vault: VaultOf, page: PageOf, wanted: Annotated[str | None, Query(alias="$filter")] = None
     ) -> dict[str, Any]:
-        after, size = page.after(int, str), services.page_rows
-        rows = await services.database.look(lambda session: _rows(session, wanted, after, size + 1))
-        return page.listed(
-            rows, size,
-            lambda found: (found[0].created_wall_ns, found[0].job_id),
-            lambda found: job_resource(vault, found[0], item_name=found[1]),
-        )  # fmt: skip
+        return await _listed(vault, page, wanted, full=True)
 
     @routes.get("/replicationJobs/{job_id}")
     async def get_job(vault: VaultOf, job_id: str) -> dict[str, Any]:

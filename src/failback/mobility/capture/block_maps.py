@@ -136,6 +136,11 @@ def as_runs(blocks: Iterable[int]) -> list[Run]:
     return found
 
 
+def runs_told(first: int, blocks: int | bytes) -> list[Run]:
+    """What a caller wants marked: so many blocks from ``first`` on, or those of a bitmap that begins there."""
+    return [(first, blocks)] if isinstance(blocks, int) else as_runs(blocks_of_bitmap(first, blocks))
+
+
 def blocks_of_bitmap(first: int, bitmap: bytes) -> list[int]:
     """Bit i of byte i // 8, least significant first, is block ``first + i``."""
     bits = int.from_bytes(bitmap, "little")

@@ -128,10 +128,7 @@ class ComparisonSession:
 
     def mark_dirty(self, disk_index: int, first_block: int, blocks: int | bytes) -> None:
         place = self._by_index[disk_index]
-        if isinstance(blocks, int):
-            runs = [(first_block, blocks)]
-        else:
-            runs = block_maps.as_runs(block_maps.blocks_of_bitmap(first_block, blocks))
+        runs = block_maps.runs_told(first_block, blocks)
         for first, count in runs:
             if first < place.blocks:
                 self._dirty.set_run(place.base_block + first, min(count, place.blocks - first))

@@ -299,10 +299,7 @@ class CaptureSession:
         """Mark blocks for re-reading: a count of blocks, or a bitmap (bit i of byte i//8, least significant first, is block
         ``first_block + i``). Writes to a dirty block are not captured until its re-read round begins."""
         place = self._by_index[disk_index]
-        if isinstance(blocks, int):
-            runs = [(first_block, blocks)]
-        else:
-            runs = block_maps.as_runs(block_maps.blocks_of_bitmap(first_block, blocks))
+        runs = block_maps.runs_told(first_block, blocks)
         for first, count in runs:
             if first < place.blocks:
                 self._dirty.set_run(place.base_block + first, min(count, place.blocks - first))
